@@ -1,0 +1,172 @@
+"""The features of a click: one definition, called by the Spark job and by the pod."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlops_assets.clicks.schema import SECONDS_PER_DAY, SECONDS_PER_HOUR, Clicks
+
+COUNTS: Final = ("ip_count", "ip_day_hour", "ip_hour_channel", "ip_hour_os", "ip_hour_app", "ip_hour_device")
+FEATURES: Final = ("app", "device", "os", "channel", "hour", "day_of_week", *COUNTS)
+"""Names and order of a model's inputs."""
+
+_OTHER: Final = (None, None, "channel", "os", "app", "device")  # what a count's key holds beside the ip
+_BY_DAY: Final = (0,)
+_BY_HOUR: Final = (1, 2, 3, 4, 5)
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
+_CHUNK: Final = 2**13  # a key (kind 3 bits, ip 32, other 16) leaves 13 of 64 bits for the click's position in its chunk
+
+
+class RunningCounts:
+    """The causal counts: how many clicks with the same key came up to and including this one, in arrival order.
+
+    `ip_count` counts within the UTC day, the others within the UTC hour. One instance sees the clicks of an ip in
+    arrival order, in batches of any size: the counts do not depend on where a batch ends.
+
+    Every window (a day or an hour) has a hash table of its own, so forgetting one frees it at once. A key's 64 bits
+    hold all of its parts: counts are exact.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[int, int], _Table] = {}
+
+    def __len__(self) -> int:
+        """How many keys are live."""
+        return sum(len(table) for table in self._tables.values())
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the live keys, in bytes."""
+        return sum(table.nbytes for table in self._tables.values())
+
+    def count(self, clicks: Clicks) -> NDArray[np.uint32]:
+        """Counts of the next n clicks, shape (n, 6), columns as in COUNTS."""
+        result = np.empty((len(clicks), len(COUNTS)), dtype=np.uint32)
+        for seconds, kinds in ((SECONDS_PER_DAY, _BY_DAY), (SECONDS_PER_HOUR, _BY_HOUR)):
+            windows = clicks.time // seconds
+            order = None
+            if (windows[1:] < windows[:-1]).any():  # clicks that are late by a window: bring each window's together
+                order = np.argsort(windows, kind="stable")
+                windows = windows[order]
+            edges = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
+            for start, stop in pairwise(edges):
+                for low in range(start, stop, _CHUNK):
+                    part = slice(low, min(low + _CHUNK, stop))
+                    rows = part if order is None else order[part]
+                    table = self._table(seconds, int(windows[low]))
+                    result[rows, kinds[0] : kinds[-1] + 1] = _count(table, clicks, rows, kinds)
+        return result
+
+    def _table(self, seconds: int, window: int) -> _Table:
+        """A window's table. A new one has room for as many keys as the window before had, so that it seldom grows."""
+        if (table := self._tables.get((seconds, window))) is None:
+            table = self._tables[seconds, window] = _Table(len(self._tables.get((seconds, window - 1), ())))
+        return table
+
+    def forget(self, before: int) -> None:
+        """Drops the keys of windows (hours, for `ip_count` days) that ended at or before `before`, epoch seconds."""
+        for seconds, window in [key for key in self._tables if (key[1] + 1) * key[0] <= before]:
+            del self._tables[seconds, window]
+
+
+def _count(table: _Table, clicks: Clicks, rows: slice | NDArray[np.intp], kinds: tuple[int, ...]) -> NDArray[np.uint32]:
+    """Counts of at most _CHUNK clicks of one window, shape (n, len(kinds))."""
+    ip = clicks.ip[rows].astype(np.uint64) << np.uint64(29)
+    ip |= np.arange(len(ip), dtype=np.uint64)
+    keys = np.empty((len(kinds), len(ip)), dtype=np.uint64)
+    for key, kind in zip(keys, kinds, strict=True):
+        name = _OTHER[kind]
+        np.bitwise_or(ip, np.uint64((kind + 1) << 61), out=key)
+        if name is not None:
+            key |= getattr(clicks, name)[rows].astype(np.uint64) << np.uint64(13)
+    # Equal keys become neighbours, and the position in the low bits keeps them in arrival order.
+    keys = np.sort(keys, axis=None)
+    position = (keys & np.uint64(_CHUNK - 1)).astype(np.intp)
+    kind_of = (keys >> np.uint64(61)).astype(np.intp) - (kinds[0] + 1)
+    keys >>= np.uint64(13)
+    first = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
+    size = np.diff(first, append=len(keys))
+    before = table.add(keys[first], size)
+    counts = np.arange(1, len(keys) + 1) - np.repeat(first - before, size)
+    result = np.empty((len(ip), len(kinds)), dtype=np.uint32)
+    result[position, kind_of] = counts
+    return result
+
+
+class _Table:
+    """A hash table from 64-bit keys (none is 0) to counts: open addressing, triangular probing, all keys at a time."""
+
+    def __init__(self, expected: int = 0) -> None:
+        self._bits, self._used = 10, 0
+        self._allocate(expected)
+
+    def __len__(self) -> int:
+        return self._used
+
+    @property
+    def nbytes(self) -> int:
+        return self._keys.nbytes + self._counts.nbytes
+
+    def add(self, keys: NDArray[np.uint64], amounts: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Adds to the counts of distinct keys. Returns what they were before; 0 for a new key."""
+        self._reserve(len(keys))
+        slots = self._slots(keys)
+        before = self._counts[slots]
+        self._counts[slots] = before + amounts.astype(np.uint32)
+        return before
+
+    def _allocate(self, keys: int) -> None:
+        """Makes an empty table in which so many keys take at most 5 of 8 slots."""
+        while 8 * keys > 5 << self._bits:
+            self._bits += 1
+        self._used = 0
+        self._keys = np.zeros(1 << self._bits, dtype=np.uint64)
+        self._counts = np.zeros(1 << self._bits, dtype=np.uint32)
+
+    def _reserve(self, more: int) -> None:
+        if 8 * (self._used + more) > 5 << self._bits:
+            used = np.flatnonzero(self._keys)
+            keys, counts = self._keys[used], self._counts[used]
+            self._allocate(self._used + more)
+            self._counts[self._slots(keys)] = counts
+
+    def _slots(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """The slots of distinct keys; new keys take a free one."""
+        # Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4), twice: once would leave
+        # keys of consecutive ips in long runs of neighbouring slots.
+        hashes = keys * _GOLDEN
+        hashes ^= hashes >> np.uint64(32)
+        hashes *= _GOLDEN
+        slots = (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
+        pending, at, step = np.arange(len(keys)), slots, 0
+        while len(pending):
+            found = self._keys[at]
+            free = np.flatnonzero(found == 0)
+            # Several keys may want one free slot: the last written gets it, and the others see that below.
+            self._keys[at[free]] = keys[free]
+            found[free] = self._keys[at[free]]
+            lost = found != keys
+            self._used += len(free) - int(np.count_nonzero(lost[free]))
+            step += 1  # triangular probing: it reaches every slot, and makes no long runs of used ones
+            pending, keys = pending[lost], keys[lost]
+            slots[pending] = at = at[lost] + step & (1 << self._bits) - 1
+        return slots
+
+
+def features(clicks: Clicks, counts: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """The model's input, shape (n, 12), columns as in FEATURES.
+
+    float32 holds every id exactly, and counts up to 2**24.
+    """
+    seconds_into_day = clicks.time % SECONDS_PER_DAY
+    day_of_week = (clicks.time // SECONDS_PER_DAY + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
+    columns = (clicks.app, clicks.device, clicks.os, clicks.channel, seconds_into_day // SECONDS_PER_HOUR, day_of_week)
+    result = np.empty((len(clicks), len(FEATURES)), dtype=np.float32)
+    for index, column in enumerate(columns):
+        result[:, index] = np.asarray(column)
+    result[:, len(columns) :] = counts
+    return result
