@@ -1,0 +1,1 @@
+"""The domain of models: candidates, evaluation, promotion, ONNX. No orchestrator."""

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from mlops_assets.clicks.features import FEATURES
+from mlops_assets.modelling import evaluation
+from mlops_assets_tests.modelling.windows import day, true_probability
+
+
+def scored(
+    n: int, seed: int, models: int = 1, digits: int | None = None
+) -> tuple[NDArray[np.bool_], list[NDArray[np.float64]]]:
+    random = np.random.default_rng(seed)
+    label = random.random(n) < 0.2
+    label[:4] = [True, True, False, False]
+    shared = random.normal(size=n) + label
+    scores = [shared + 0.5 * random.normal(size=n) for _ in range(models)]
+    return label, scores if digits is None else [np.round(score, digits) for score in scores]
+
+
+def placements(label: NDArray[np.bool_], score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The O(mn) definition: for every positive and negative, 1 where the positive scores higher, 1/2 for a tie."""
+    difference = score[label][:, None] - score[~label][None, :]
+    return np.asarray((difference > 0) + 0.5 * (difference == 0))
+
+
+@given(st.integers(6, 80), st.integers(0, 10_000), st.sampled_from([0, 1, 9]))
+def test_auc_is_that_of_scikit_learn_with_and_without_ties(n: int, seed: int, digits: int) -> None:
+    label, (score,) = scored(n, seed, digits=digits)
+    assert evaluation.auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
+
+
+@given(st.integers(8, 60), st.integers(0, 10_000), st.sampled_from([0, 1, 9]))
+def test_delong_equals_the_definition_by_placement_values(n: int, seed: int, digits: int) -> None:
+    label, scores = scored(n, seed, models=2, digits=digits)
+    wins = [placements(label, score) for score in scores]
+    by_positive = np.array([w.mean(axis=1) for w in wins])
+    by_negative = np.array([w.mean(axis=0) for w in wins])
+    m, k = by_positive.shape[1], by_negative.shape[1]
+    expected = np.empty((2, 2))
+    for i in range(2):
+        for j in range(2):
+            mean_i, mean_j = wins[i].mean(), wins[j].mean()
+            s10 = sum((by_positive[i] - mean_i) * (by_positive[j] - mean_j)) / (m - 1)
+            s01 = sum((by_negative[i] - mean_i) * (by_negative[j] - mean_j)) / (k - 1)
+            expected[i, j] = s10 / m + s01 / k
+    aucs, covariance = evaluation.delong(label, scores)
+    assert aucs == pytest.approx([w.mean() for w in wins], abs=1e-12)
+    assert covariance == pytest.approx(expected, abs=1e-12)
+    variance = expected[0, 0] + expected[1, 1] - 2 * expected[0, 1]
+    if variance > 1e-12:
+        z = (wins[0].mean() - wins[1].mean()) / np.sqrt(variance)
+        assert evaluation.p_better(label, scores[0], scores[1]) == pytest.approx(norm.sf(z), abs=1e-9)
+
+
+def test_p_better_is_one_for_equal_rankings_and_undefined_for_a_single_positive() -> None:
+    label, (score,) = scored(200, 3)
+    assert evaluation.p_better(label, score, score) == 1.0
+    assert evaluation.p_better(label, score, np.exp(score)) == 1.0, "a monotone transform ranks alike"
+    single = np.zeros(50, dtype=bool)
+    single[3] = True
+    assert np.isnan(evaluation.p_better(single, score[:50], -score[:50]))
+
+
+def test_the_bootstrap_has_the_distribution_of_resampling_with_scikit_learn() -> None:
+    label, (score,) = scored(400, 11, digits=1)
+    random = np.random.default_rng(0)
+    resampled: list[float] = []
+    while len(resampled) < 1_000:
+        rows = random.integers(0, 400, 400)
+        resampled.append(roc_auc_score(label[rows], score[rows]))
+    replicates = evaluation.bootstrap_auc(label, [score], seed=1, replicates=1_000)[:, 0]
+    spread = np.std(resampled)
+    assert abs(replicates.mean() - np.mean(resampled)) < 4 * spread / np.sqrt(500)
+    assert replicates.std() == pytest.approx(spread, rel=0.12)
+    _, covariance = evaluation.delong(label, [score])
+    assert replicates.std() == pytest.approx(np.sqrt(covariance[0, 0]), rel=0.12), "and DeLong's standard error"
+
+
+def test_models_share_the_resamples_and_a_seed_fixes_them() -> None:
+    label, (first, second) = scored(300, 5, models=2)
+    pair = evaluation.bootstrap_auc(label, [first, second], seed=9)
+    assert pair.shape == (100, 2)
+    assert np.array_equal(pair[:, 0], evaluation.evaluate(label, first, seed=9).bootstrap)
+    assert np.corrcoef(pair[:, 0], pair[:, 1]).flat[1] > 0.5
+    assert not np.array_equal(pair, evaluation.bootstrap_auc(label, [first, second], seed=10))
+
+
+def test_evaluation_of_a_day_without_installs_has_no_auc() -> None:
+    result = evaluation.evaluate(np.zeros(50, np.uint8), np.linspace(0, 1, 50))
+    assert result.as_dict() == {"clicks": 50, "installs": 0, "auc": None, "mean_bootstrap_auc": None}
+    assert evaluation.evaluate(np.zeros(0), np.zeros(0)).auc is None
+
+
+def test_a_resample_without_a_positive_is_drawn_again() -> None:
+    label = np.zeros(40, np.uint8)
+    label[7] = 1
+    assert np.isfinite(evaluation.evaluate(label, np.arange(40.0)).bootstrap).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "message"),
+    [
+        ([0, 1], [0.5], "one score per label"),
+        ([0, 2], [0.5, 0.5], "0 or 1"),
+        ([0, 1], [0.5, np.nan], "1 scores are not finite"),
+    ],
+)
+def test_bad_scores_are_named(label: list[int], score: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluation.evaluate(label, score)
+
+
+def test_psi_is_near_zero_for_the_same_law_and_large_after_a_shift() -> None:
+    features, _ = day(20_000, 0, 1)
+    histograms = evaluation.reference(features, np.ones(len(features)))
+    assert "day_of_week" not in histograms
+    later, _ = day(20_000, 1, 2)
+    for name, histogram in histograms.items():
+        assert sum(histogram["share"]) == pytest.approx(1)
+        assert evaluation.psi(histogram, features[:, FEATURES.index(name)]) == pytest.approx(0, abs=1e-9)
+        assert evaluation.psi(histogram, later[:, FEATURES.index(name)]) < 0.02
+    assert evaluation.psi(histograms["ip_count"], later[:, 6] * 8) > 0.25
+    assert evaluation.psi(histograms["app"], later[:, 0] + 500) > 0.25
+    with pytest.raises(ValueError, match="no values"):
+        evaluation.psi(histograms["app"], [])
+
+
+def test_psi_of_two_bins_by_hand() -> None:
+    histogram = {"edges": [2.0], "share": [0.75, 0.25]}
+    assert evaluation.psi(histogram, [1, 1, 4, 8]) == pytest.approx(-0.25 * np.log(2 / 3) + 0.25 * np.log(2))
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_importance_finds_the_features_of_the_law(seed: int) -> None:
+    features, label = day(40_000, 0, seed)
+    lost = evaluation.importance(lambda x: true_probability(x).astype(np.float32), features, label, seed)
+    assert {name for name, loss in lost.items() if loss > 0} == {"app", "ip_count"}
+    assert {loss for name, loss in lost.items() if name not in ("app", "ip_count")} == {0}
+    assert evaluation.importance(lambda x: x[:, 0], features, np.zeros(5_000)) == {}
