@@ -1,0 +1,231 @@
+"""The worker: reads clicks, scores them in batches, hands the answers to delivery, shares partitions with others."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from mlops_assets.inference import probes
+from mlops_assets.inference.config import Settings
+from mlops_assets.inference.connection import (
+    CALL_SECONDS,
+    CONNECT_SECONDS,
+    STALL_SECONDS,
+    Connection,
+    ServiceError,
+    patiently,
+)
+from mlops_assets.inference.delivery import Delivery
+from mlops_assets.inference.metrics import Metrics
+from mlops_assets.inference.model import Model
+from mlops_assets.inference.outcome import DeadLetter, Outcome
+from mlops_assets.inference.partition import Partition
+from mlops_assets.inference.scoring import Run, score
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.05
+DRAIN_SECONDS: Final = 15  # until answers under way must be committed, when partitions or the whole worker go
+IDLE_SECONDS: Final = 10  # so long without partitions means that there are more workers than partitions
+LOOK_SECONDS: Final = 5
+
+
+class Service:
+    """One worker. `run` returns after `stop`, and raises ServiceError or DeliveryError when a restart is due."""
+
+    def __init__(self, settings: Settings, model: Model) -> None:
+        self._settings, self._model = settings, model
+        self.metrics = Metrics(model.version, model.algorithm)
+        self._partitions: dict[int, Partition] = {}
+        self._stopping = threading.Event()
+        self._connection = Connection(settings)
+        self._beat = time.monotonic()
+        self._joined: float | None = None
+        self._looked = 0.0
+        self._delivery: Delivery
+
+    def stop(self) -> None:
+        """Lets `run` finish what it has read, commit, leave the group, and return."""
+        self._stopping.set()
+
+    def live(self) -> probes.Answer:
+        """Whether the loop still turns."""
+        silent = time.monotonic() - self._beat
+        return silent < STALL_SECONDS, f"the loop turned {silent:.1f} s ago"
+
+    def ready(self) -> probes.Answer:
+        """Whether clicks are answered: partitions assigned, their counts rebuilt, and answers being committed."""
+        partitions = dict(self._partitions)
+        replaying = sorted(number for number, partition in partitions.items() if not partition.caught_up)
+        if self._joined is None or self._stopping.is_set():
+            return False, f"not a member of the group {self._connection.says}"
+        if self._delivery.trouble:
+            return False, f"answers cannot be committed: {self._delivery.trouble}"
+        if not partitions and time.monotonic() - self._joined < IDLE_SECONDS:
+            return False, "no partitions assigned yet"
+        if replaying:
+            return False, f"rebuilding the counts of partitions {replaying}"
+        return True, f"model {self._model.version}, partitions {sorted(partitions)}"
+
+    def run(self) -> None:
+        """Works until `stop`."""
+        settings = self._settings
+        try:
+            server = probes.serve(
+                settings.metrics_host, settings.metrics_port, self.live, self.ready, self._metrics_text
+            )
+        except OSError as error:
+            raise ServiceError(f"METRICS_PORT={settings.metrics_port} cannot be used: {error.strerror}") from error
+        log.info("probes and metrics on port %s", server.server_address[1])
+        try:
+            producer, consumer = self._connection.producer(self._stopping), self._connection.consumer()
+            self._delivery = Delivery(producer, settings, self.metrics)
+            try:
+                self._work(consumer)
+            except KafkaException as exception:
+                raise ServiceError(f"Kafka: {exception.args[0].str()}") from exception
+            finally:
+                self._joined = None
+                self._partitions.clear()
+                consumer.close()
+        finally:
+            server.shutdown()
+
+    def _work(self, consumer: Consumer) -> None:
+        consumer.subscribe(
+            [self._settings.input_topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+        )
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000)  # messages come by the thousand and never form cycles
+        while not self._stopping.is_set():
+            messages = consumer.consume(self._settings.batch_clicks, POLL_SECONDS)
+            self._beat = time.monotonic()
+            self._delivery.check()
+            self._delivery.group = consumer.consumer_group_metadata()
+            if self._connection.refused:
+                raise ServiceError(f"Kafka refuses this worker: {self._connection.says}")
+            if messages:
+                with self._delivery.turn, self.metrics.batch.time():
+                    outcome = self._answer(messages)
+                if outcome.offsets:
+                    self._delivery.put(outcome)
+            if self._beat - self._looked > LOOK_SECONDS:
+                self._look(consumer)
+        self._delivery.drain(DRAIN_SECONDS)
+        log.info("stopped: all that was read is answered")
+
+    def _answer(self, messages: list[Message]) -> Outcome:
+        errors = [error for error in map(Message.error, messages) if error is not None]
+        if errors:
+            for error in errors:
+                if not error.retriable():
+                    raise KafkaException(error)
+            messages = [message for message in messages if message.error() is None]
+        runs: dict[int, list[Any]] = {}
+        for number, run in groupby(messages, Message.partition):
+            # Of a partition that was revoked while these waited, the next owner reads them again.
+            if number in self._partitions:
+                runs.setdefault(number, []).extend(run)
+        return self._score(runs)
+
+    def _score(self, runs: dict[int, list[Any]]) -> Outcome:
+        outcome, todo = Outcome([], [], [], []), []
+        for number, run in runs.items():
+            partition, first = self._partitions[number], 0
+            if run[0].offset() < partition.first:
+                first = sum(message.offset() < partition.first for message in run)
+                self.metrics.replayed.inc(first)
+            todo.append(Run(list(map(Message.value, run)), partition.counts, first, self._output(number)))
+        if not todo:
+            return outcome
+        scored = score(todo, self._model)
+        self.metrics.probability.observe(scored.probability)
+        for (number, run), (begin, new, end) in zip(runs.items(), scored.spans, strict=True):
+            partition = self._partitions[number]
+            self.metrics.late.inc(int(np.count_nonzero(scored.clicks.time[new:end] < partition.horizon)))
+            partition.advance(scored.clicks.take(slice(begin, end)), run[0].offset(), run[-1].offset() + 1)
+            if partition.position > partition.first:
+                outcome.offsets.append(self._offset(number, partition))
+                outcome.written.append((run[0].timestamp()[1] / 1_000, end - new))
+        numbers = list(runs)
+        for (index, at), reason in scored.rejected.items():
+            message = runs[numbers[index]][at]
+            outcome.dead.append(DeadLetter(numbers[index], message.offset(), message.key(), message.value(), reason))
+        return replace(outcome, answers=scored.answers)
+
+    def _output(self, number: int) -> int:
+        """The partition that takes a partition's answers: an ip's stay together, and record batches are large."""
+        return number % self._connection.output_partitions
+
+    def _offset(self, number: int, partition: Partition) -> TopicPartition:
+        replay = str(partition.replay_from)
+        return TopicPartition(self._settings.input_topic, number, partition.position, metadata=replay)
+
+    def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        self.metrics.rebalances.labels("assigned").inc()
+        if assigned:
+            # Waits for what the former owner has not yet committed.
+            committed: list[TopicPartition] = []
+            patiently(lambda: committed.extend(consumer.committed(assigned, timeout=CALL_SECONDS)), CONNECT_SECONDS)
+            for where in committed:
+                where.offset = self._begin(consumer, where)
+            consumer.incremental_assign(committed)
+        self._joined, self._connection.at_work = time.monotonic(), True
+        log.info("assigned %s, now %s", sorted(p.partition for p in assigned), sorted(self._partitions))
+
+    def _begin(self, consumer: Consumer, where: TopicPartition) -> int:
+        """Where to read a partition from: back where its counts began, for what is still in the log."""
+        ends: list[int] = []
+        patiently(lambda: ends.extend(consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)), CONNECT_SECONDS)
+        low, high = ends
+        first = where.offset
+        if not 0 <= first <= high:  # never committed, or the topic was made anew
+            first = low
+        metadata = where.metadata or ""
+        replay = int(metadata) if metadata.isdecimal() else first
+        position = max(low, min(replay, first))
+        self._partitions[where.partition] = Partition(position, max(first, low), self._settings.lateness)
+        return position
+
+    def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        self.metrics.rebalances.labels("revoked").inc()
+        if self._joined is not None:  # else the worker is leaving, and has committed what it could
+            self._delivery.group = consumer.consumer_group_metadata()
+            self._delivery.drain(DRAIN_SECONDS)
+        self._drop(revoked)
+
+    def _lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
+        self.metrics.rebalances.labels("lost").inc()
+        self._delivery.discard()
+        self._drop(lost)
+
+    def _drop(self, partitions: list[TopicPartition]) -> None:
+        for where in partitions:
+            self._partitions.pop(where.partition, None)
+        log.info("gave up %s, now %s", sorted(p.partition for p in partitions), sorted(self._partitions))
+
+    def _look(self, consumer: Consumer) -> None:
+        self._looked = self._beat
+        backlog = 0
+        for number, partition in self._partitions.items():
+            where = TopicPartition(self._settings.input_topic, number)
+            _, high = consumer.get_watermark_offsets(where, cached=True)
+            backlog += max(0, high - partition.position)
+        self.metrics.backlog.set(backlog)
+
+    def _metrics_text(self) -> bytes:
+        partitions = list(self._partitions.values())
+        self.metrics.partitions.set(len(partitions))
+        self.metrics.replaying.set(sum(not partition.caught_up for partition in partitions))
+        self.metrics.keys.set(sum(len(partition.counts) for partition in partitions))
+        self.metrics.ready.set(self.ready()[0])
+        return self.metrics.text()
