@@ -1,0 +1,1 @@
+"""The assets: each reads, calls the domain, and returns what it did."""

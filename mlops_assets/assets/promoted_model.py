@@ -1,0 +1,188 @@
+"""The verdict of a day, and the champion as of it."""
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import dagster as dg
+
+from mlops_assets.assets import metadata
+from mlops_assets.assets.candidate_model import (
+    SEED,
+    candidate_model,
+    data_versions,
+    fingerprint,
+    holdout,
+    trainable,
+)
+from mlops_assets.assets.days import day_by_day
+from mlops_assets.assets.training_set import training_set
+from mlops_assets.inference.model import Model
+from mlops_assets.lake.store import Lake
+from mlops_assets.modelling.ledger import Entry, champion_as_of, verdict_of
+from mlops_assets.modelling.promotion import Verdict, judge
+from mlops_assets.partitions import daily, one_run_per_backfill, previous_day
+from mlops_assets.resources.lake import LakeResource
+from mlops_assets.resources.mlflow import MLflow
+
+CODE_VERSION: Final = "1"
+LEDGER: Final = "promotion_ledger"
+AUC_FLOOR: Final = 0.8
+"""A model below this is never promoted, not even as the first champion."""
+
+ALPHA: Final = 0.05
+LEDGER_ROWS: Final = 30
+
+END_OF_TIME: Final = "9999-12-31"
+
+
+def ledger(lake: Lake) -> list[Entry]:
+    """Every decision so far, in the order in which they were made."""
+    return [Entry.from_dict(record) for record in lake.records(LEDGER)]
+
+
+def production_champion(lake: Lake) -> Entry | None:
+    """The decision that made today's champion: the latest by the day it was made for, not by the clock."""
+    return champion_as_of(ledger(lake), END_OF_TIME)
+
+
+def record(lake: Lake, mlflow: MLflow, entry: Entry) -> None:
+    """Appends a decision and moves the champion alias to whatever model production has by it.
+
+    The alias follows the latest day's champion, so judging an old day again never demotes production.
+    """
+    lake.append_record(LEDGER, entry.key, entry.as_dict())
+    align_alias(lake, mlflow)
+
+
+def align_alias(lake: Lake, mlflow: MLflow) -> None:
+    """Makes MLflow's champion alias say what the ledger says, also where a killed run left the two apart."""
+    champion, alias = production_champion(lake), mlflow.champion()
+    if (champion.run_id if champion else None) == (alias.run_id if alias else None):
+        return
+    tags = {"champion_since": champion.day, "decision": champion.key} if champion else {}
+    mlflow.set_champion(mlflow.register(champion.run_id, tags) if champion else None)
+
+
+def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
+    """The verdict of `day`: the ledger's, if the same candidate met the same champion before; else a new one."""
+    entries = ledger(lake)
+    champion = champion_as_of(entries, str(date.fromisoformat(day) - timedelta(days=1)))
+    versions = data_versions(lake, day)
+    run_id = mlflow.find({"day": day, "fingerprint": fingerprint(versions)})
+    before = champion.model_version if champion else None
+    earlier = verdict_of(entries, day)
+    if earlier and (earlier.run_id, earlier.champion_before, earlier.data_versions) == (
+        run_id or "",
+        before,
+        versions,
+    ):
+        align_alias(lake, mlflow)
+        return earlier
+    verdict, version = _judge(lake, mlflow, day, run_id, champion)
+    entry = Entry(
+        day=day,
+        kind="verdict",
+        decided_by=decided_by,
+        reason=verdict.reason,
+        model_version=version,
+        run_id=run_id or "",
+        promoted=verdict.promoted,
+        champion_before=before,
+        champion_after=version if verdict.promoted else before,
+        verdict=verdict.as_dict(),
+        data_versions=versions,
+    )
+    record(lake, mlflow, entry)
+    return entry
+
+
+def _judge(lake: Lake, mlflow: MLflow, day: str, run_id: str | None, champion: Entry | None) -> tuple[Verdict, str]:
+    """The gate's verdict on the candidate, and its version (empty where the day has no candidate)."""
+    clicks = holdout(lake, day)
+    if run_id is None:
+        if trainable(lake, day):
+            raise dg.Failure(
+                f"{day}: no candidate was trained on what the lake holds now; materialize candidate_model first",
+                allow_retries=False,
+            )
+        reason = "no candidate: the days before hold no click to learn from"
+        return Verdict(False, reason, len(clicks), clicks.installs, AUC_FLOOR, ALPHA), ""
+    with TemporaryDirectory(prefix="judge-") as scratch:
+        candidate = Model.load(mlflow.model_folder(run_id, Path(scratch, "candidate")))
+        reigning = Model.load(mlflow.model_folder(champion.run_id, Path(scratch, "champion"))) if champion else None
+    if reigning and reigning.version == candidate.version:
+        reason = "the candidate is the champion"
+        return Verdict(False, reason, len(clicks), clicks.installs, AUC_FLOOR, ALPHA), candidate.version
+    verdict = judge(
+        clicks.label,
+        candidate.probability(clicks.features),
+        reigning.probability(clicks.features) if reigning else None,
+        floor=AUC_FLOOR,
+        alpha=ALPHA,
+        seed=SEED,
+    )
+    return verdict, candidate.version
+
+
+def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
+    """A verdict as people read it in the lineage view, with the latest part of the ledger."""
+    shown = ("candidate_auc", "champion_auc", "p_ttest", "p_paired")
+    numbers = {name: entry.verdict.get(name) for name in (*shown, "floor", "alpha")}
+    interval = entry.verdict.get("interval")
+    rows = [
+        {
+            "day": each.day,
+            "kind": each.kind,
+            "model": each.model_version,
+            "promoted": each.promoted,
+            **{name: each.verdict.get(name) for name in shown},
+            "champion after": each.champion_after,
+            "reason": each.reason,
+            "decided by": each.decided_by,
+            "at": each.time,
+        }
+        for each in entries[-LEDGER_ROWS:]
+    ]
+    return {
+        "promoted": entry.promoted,
+        "reason": entry.reason,
+        "candidate": entry.model_version or "none",
+        "champion": entry.champion_after or "none",
+        "champion_before": entry.champion_before or "none",
+        **{name: "undefined" if value is None else value for name, value in numbers.items()},
+        "interval_of_gain": f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "undefined",
+        "data_versions": dg.MetadataValue.json(entry.data_versions),
+        "ledger": metadata.table(rows),
+    }
+
+
+@dg.asset(
+    deps=[
+        candidate_model,
+        training_set,
+        dg.AssetDep("promoted_model", partition_mapping=previous_day),
+    ],
+    partitions_def=daily,
+    backfill_policy=one_run_per_backfill,
+    group_name="models",
+    owners=metadata.OWNERS,
+    kinds={"scipy", "mlflow"},
+    code_version=CODE_VERSION,
+    pool="promotion",
+    freshness_policy=dg.FreshnessPolicy.cron("0 9 * * *", lower_bound_delta=timedelta(hours=9)),
+    description="The verdict of the day and the champion as of it. Both models are scored on the same clicks; the "
+    " candidate is promoted if its mean bootstrap ROC-AUC reaches the floor and the t-test on the replicates, "
+    "DeLong's paired test and the paired bootstrap interval all find it better. Every verdict is kept in the ledger.",
+)
+def promoted_model(context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.MaterializeResult[None]:
+    """Judges the days in order: a day's champion is what the days before left behind."""
+    store = lake.lake()
+    with day_by_day(context) as report:
+        for day in sorted(context.partition_keys):
+            entry = decide(store, mlflow, day, decided_by=f"gate, run {context.run.run_id}")
+            context.log.info(f"{day}: {'promoted' if entry.promoted else 'kept the champion'}: {entry.reason}")
+            report(day, story(entry, ledger(store)))
+    return dg.MaterializeResult()

@@ -1,0 +1,54 @@
+"""Landing file to typed, validated clicks."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from mlops_assets.assets import metadata
+from mlops_assets.assets.days import day_by_day
+from mlops_assets.lake.ingest import INGEST_VERSION, IngestError, ingest
+from mlops_assets.lake.tables import RAW_CLICKS
+from mlops_assets.partitions import daily, one_run_per_backfill
+from mlops_assets.resources.lake import LakeResource
+
+COLUMNS = {
+    "ip": "anonymised address of the click",
+    "app": "id of the advertised app",
+    "device": "id of the device's type",
+    "os": "id of the operating system's version",
+    "channel": "id of the ad publisher's channel",
+    "click_time": "UTC, in whole seconds",
+    "attributed_time": "UTC time of the install, where there was one",
+    "is_attributed": "1 where the click led to an install",
+    "arrival": "the click's number within its day, in the order of the landing file; ties of click_time are real",
+}
+
+
+@dg.asset(
+    deps=["landing"],
+    partitions_def=daily,
+    backfill_policy=one_run_per_backfill,
+    group_name="clicks",
+    owners=metadata.OWNERS,
+    kinds={"python", "parquet"},
+    code_version=INGEST_VERSION,
+    freshness_policy=dg.FreshnessPolicy.cron("0 9 * * *", lower_bound_delta=timedelta(hours=9)),
+    metadata={"dagster/column_schema": metadata.column_schema(RAW_CLICKS, COLUMNS)},
+    description="A day's clicks, typed and validated. A line that is no click of the day is kept in a quarantine file "
+    "beside the partition with its reason: lines in = rows out + rows quarantined.",
+)
+def raw_clicks(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
+    """Ingests each day's landing file by itself; a day that can't be read fails alone."""
+    failed = {}
+    with day_by_day(context) as report:
+        for day in sorted(context.partition_keys):
+            try:
+                manifest = ingest(lake.landing(), lake.lake(), day)
+            except IngestError as error:
+                failed[day] = str(error)
+                continue
+            context.log.info(f"{day}: {manifest.rows:,} clicks")
+            report(day, metadata.of_partition(manifest))
+        if failed:
+            raise dg.Failure("\n".join(failed.values()), metadata={"failed_days": dg.MetadataValue.json(failed)})
+    return dg.MaterializeResult()

@@ -1,0 +1,1 @@
+"""The schedule, the sensors and the operators' jobs."""

@@ -1,0 +1,165 @@
+"""Checks of the clicks and their features. A blocking one stops the graph before a model learns from bad input."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import dagster as dg
+
+from mlops_assets.assets import metadata
+from mlops_assets.assets.candidate_model import holdout
+from mlops_assets.assets.promoted_model import ledger
+from mlops_assets.clicks.features import FEATURES
+from mlops_assets.inference.model import Model
+from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
+from mlops_assets.modelling.evaluation import psi
+from mlops_assets.modelling.ledger import champion_as_of
+from mlops_assets.partitions import daily
+from mlops_assets.resources.lake import LakeResource
+from mlops_assets.resources.mlflow import MLflow
+from mlops_assets.spark.training_set import DATASET as TRAINING_SET
+
+IMPOSSIBLE_LABEL_RATE: Final = 0.1
+"""About 1 click in 400 leads to an install. At 1 in 10 the label column is not what it says."""
+USUAL_LABEL_RATE: Final = (0.0002, 0.02)
+USUAL_DUPLICATES: Final = 0.05
+DRIFTED: Final = 0.25
+"""Population stability index from which on a distribution is commonly called shifted."""
+
+Judgement = tuple[bool, Mapping[str, Any]]
+
+
+def day_by_day(
+    context: dg.AssetCheckExecutionContext,
+    judge: Callable[[str], Judgement],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
+    """Judges the run's days one by one; the result is the run's, with a row for each day.
+
+    Dagster evaluates a check once for a range of days, so each day's own evaluation is recorded here.
+    """
+    judged = {day: judge(day) for day in sorted(context.partition_keys)}
+    failed = [day for day, (passed, _) in judged.items() if not passed]
+    rows = {day: {"day": day, "passed": passed, **numbers} for day, (passed, numbers) in judged.items()}
+    if not context.has_partition_key:
+        (check,) = context.selected_asset_check_keys
+        for day, (passed, _) in judged.items():
+            evaluation = dg.AssetCheckEvaluation(
+                asset_key=check.asset_key,
+                check_name=check.name,
+                passed=passed,
+                severity=severity,
+                partition=day,
+                metadata={"days": metadata.table([rows[day]])},
+            )
+            # log_event takes evaluations too; only its annotation forgot them.
+            context.op_execution_context.log_event(evaluation)  # type: ignore[arg-type]
+    return dg.AssetCheckResult(
+        passed=not failed,
+        severity=severity,
+        description=f"failed for {', '.join(failed)}" if failed else None,
+        metadata={"days": metadata.table(rows.values())},
+    )
+
+
+@dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
+def no_line_lost(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Lines in = rows out + lines quarantined."""
+
+    def judge(day: str) -> Judgement:
+        manifest = lake.lake().require(RAW_CLICKS, day)
+        quarantined = sum(manifest.metadata["quarantined"].values())
+        lines = manifest.metadata["rows_in"]
+        return lines == manifest.rows + quarantined, {"lines": lines, "rows": manifest.rows, "quarantined": quarantined}
+
+    return day_by_day(context, judge)
+
+
+@dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
+def label_is_a_label(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """The share of installs is one that a label column can have."""
+
+    def judge(day: str) -> Judgement:
+        rate = _label_rate(lake, day)
+        return rate < IMPOSSIBLE_LABEL_RATE, {"installs per click": rate, "must be below": IMPOSSIBLE_LABEL_RATE}
+
+    return day_by_day(context, judge)
+
+
+@dg.asset_check(asset="raw_clicks", partitions_def=daily)
+def label_rate_is_usual(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """The share of installs is near that of other days."""
+    low, high = USUAL_LABEL_RATE
+
+    def judge(day: str) -> Judgement:
+        rate = _label_rate(lake, day)
+        return low <= rate <= high, {"installs per click": rate, "usual from": low, "to": high}
+
+    return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
+
+
+@dg.asset_check(asset="raw_clicks", partitions_def=daily)
+def few_duplicates(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Few clicks repeat an earlier one in every column, or come out of the order of their times."""
+
+    def judge(day: str) -> Judgement:
+        manifest = lake.lake().require(RAW_CLICKS, day)
+        numbers = {name: manifest.metadata[name] for name in ("duplicates", "out_of_order")}
+        return manifest.metadata["duplicates"] <= USUAL_DUPLICATES * manifest.rows, {"clicks": manifest.rows, **numbers}
+
+    return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
+
+
+@dg.asset_check(asset="training_set", partitions_def=daily, blocking=True)
+def every_click_has_features(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """As many rows and installs as the raw clicks have."""
+
+    def judge(day: str) -> Judgement:
+        raw, features = lake.lake().require(RAW_CLICKS, day), lake.lake().require(TRAINING_SET, day)
+        numbers = {
+            "clicks": raw.rows,
+            "rows": features.rows,
+            "installs of clicks": raw.metadata["installs"],
+            "installs of rows": features.metadata["installs"],
+        }
+        return raw.rows == features.rows and raw.metadata["installs"] == features.metadata["installs"], numbers
+
+    return day_by_day(context, judge)
+
+
+@dg.asset_check(asset="training_set", partitions_def=daily)
+def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.AssetCheckResult:
+    """Each feature is distributed as in the data the day's champion was trained on (PSI below 0.25)."""
+    entries = ledger(lake.lake())
+
+    def judge(day: str) -> Judgement:
+        champion = champion_as_of(entries, day)
+        if champion is None:
+            return True, {"champion": "none yet", "worst feature": None, "worst PSI": None}
+        with TemporaryDirectory(prefix="drift-") as scratch:
+            reference = Model.load(mlflow.model_folder(champion.run_id, Path(scratch))).description["reference"]
+        features = holdout(lake.lake(), day)
+        shifts = {
+            name: psi(histogram, features.features[:, FEATURES.index(name)]) for name, histogram in reference.items()
+        }
+        worst = max(shifts, key=lambda name: shifts[name])
+        numbers = {"champion": champion.model_version, "worst feature": worst, "worst PSI": shifts[worst]}
+        return shifts[worst] < DRIFTED, {**numbers, **{f"PSI {name}": value for name, value in shifts.items()}}
+
+    return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
+
+
+def _label_rate(lake: LakeResource, day: str) -> float:
+    manifest = lake.lake().require(RAW_CLICKS, day)
+    return float(manifest.metadata["installs"] / manifest.rows)
+
+
+checks: Final = [
+    no_line_lost,
+    label_is_a_label,
+    label_rate_is_usual,
+    few_duplicates,
+    every_click_has_features,
+    no_feature_drift,
+]

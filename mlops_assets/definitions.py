@@ -1,0 +1,51 @@
+"""The whole graph on one page."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from mlops_assets.assets.batch_predictions import batch_predictions
+from mlops_assets.assets.candidate_model import candidate_model
+from mlops_assets.assets.deployed_image import deployed_image
+from mlops_assets.assets.inference_deployment import inference_deployment
+from mlops_assets.assets.landing import landing
+from mlops_assets.assets.promoted_model import promoted_model
+from mlops_assets.assets.raw_clicks import raw_clicks
+from mlops_assets.assets.training_set import training_set
+from mlops_assets.automation import daily, late_data, observe_fleet, override, reap_clusters, rollout
+from mlops_assets.checks import clicks, models
+from mlops_assets.resources.environment import resources
+
+defs = dg.Definitions(
+    assets=[
+        landing,
+        raw_clicks,
+        training_set,
+        candidate_model,
+        promoted_model,
+        deployed_image,
+        inference_deployment,
+        batch_predictions,
+    ],
+    asset_checks=[*clicks.checks, *models.checks],
+    jobs=[
+        daily.daily_graph,
+        daily.daily_predictions,
+        late_data.observe_landing,
+        rollout.rollout,
+        override.override,
+        observe_fleet.observe_fleet,
+        observe_fleet.check_fleet,
+        reap_clusters.reap_clusters,
+    ],
+    schedules=[
+        *daily.schedules,
+        late_data.observe_landing_hourly,
+        *observe_fleet.schedules,
+        *reap_clusters.schedules,
+    ],
+    sensors=[late_data.late_data, rollout.champion_changed],
+    resources=resources(),
+    # Steps share a process: Spark, MLflow and scikit-learn are imported once a run. Runs are what goes in parallel.
+    executor=dg.in_process_executor,
+)
