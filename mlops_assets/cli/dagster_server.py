@@ -1,0 +1,222 @@
+"""Dagster as one local process group: webserver, daemon and code server on an instance folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import requests
+
+INSTANCE_SETTINGS: Final = Path(__file__).parents[2] / "deploy" / "dagster.yaml"
+MODULE: Final = "mlops_assets.definitions"
+START_SECONDS: Final = 180
+REQUEST_SECONDS: Final = 60
+
+LAUNCH_BACKFILL: Final = """
+mutation($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}"""
+
+BACKFILL: Final = """
+query($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    ... on PartitionBackfill {
+      status
+      error { message }
+      assetBackfillData {
+        assetBackfillStatuses {
+          ... on AssetPartitionsStatusCounts {
+            assetKey { path }
+            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed
+          }
+        }
+      }
+    }
+  }
+}"""
+
+LAUNCH_JOB: Final = """
+mutation($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+  }
+}"""
+
+RUN: Final = """
+query($id: ID!) {
+  runOrError(runId: $id) { ... on Run { status stepStats { stepKey status } } }
+}"""
+
+FAILURES: Final = """
+query {
+  runsOrError(filter: {statuses: [FAILURE]}, limit: 3) { ... on Runs { results {
+    runId
+    eventConnection { events { ... on ExecutionStepFailureEvent { stepKey error { message } } } }
+  } } }
+}"""
+
+
+class DagsterError(click.ClickException):
+    """Dagster refused a request, or did not start; shown to the user as it is."""
+
+
+@dataclass(frozen=True)
+class DagsterServer:
+    """A running Dagster's GraphQL API."""
+
+    url: str
+
+    def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The `data` of one GraphQL request. Raises DagsterError with the server's own message."""
+        body: dict[str, Any] = {"query": text, "variables": dict(variables or {})}
+        response = requests.post(f"{self.url}/graphql", json=body, timeout=REQUEST_SECONDS)
+        answer = response.json()
+        if response.status_code != requests.codes.ok or answer.get("errors"):
+            raise DagsterError(f"Dagster refused a request: {answer.get('errors', response.text)}")
+        data: dict[str, Any] = answer["data"]
+        return data
+
+    def launch_backfill(self, assets: Iterable[str], days: Iterable[str], title: str) -> str:
+        """Starts a backfill of `assets` for exactly these days; the id of the backfill.
+
+        Given by names alone, Dagster would add the later days whose training window or verdict depends on them.
+        """
+        partitions = {"ranges": [{"start": day, "end": day} for day in days]}
+        targets = [{"assetKey": {"path": [asset]}, "partitions": partitions} for asset in assets]
+        params = {"partitionsByAssets": targets, "title": title}
+        result = self.query(LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
+        if result["__typename"] != "LaunchBackfillSuccess":
+            raise DagsterError(f"the backfill was not accepted: {result.get('message', result['__typename'])}")
+        backfill_id: str = result["backfillId"]
+        return backfill_id
+
+    def backfill(self, backfill_id: str) -> dict[str, Any]:
+        """The backfill's status and its assets' counts of partitions, as GraphQL gives them."""
+        result: dict[str, Any] = self.query(BACKFILL, {"id": backfill_id})["partitionBackfillOrError"]
+        return result
+
+    def launch_job(self, job: str, day: str | None = None, config: Mapping[str, Any] | None = None) -> str:
+        """Starts a run of `job`, for the partition `day` if it has partitions; the id of the run."""
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": MODULE, "jobName": job}
+        tags = [{"key": "dagster/partition", "value": day}] if day else []
+        params = {"selector": selector, "executionMetadata": {"tags": tags}, "runConfigData": dict(config or {})}
+        result = self.query(LAUNCH_JOB, {"params": params})["launchRun"]
+        if result["__typename"] != "LaunchRunSuccess":
+            raise DagsterError(f"the run was not accepted: {result}")
+        run_id: str = result["run"]["runId"]
+        return run_id
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """The run's status and its steps', as GraphQL gives them."""
+        result: dict[str, Any] = self.query(RUN, {"id": run_id})["runOrError"]
+        return result
+
+    def failures(self) -> list[str]:
+        """Why the latest failed steps failed."""
+        runs = self.query(FAILURES)["runsOrError"]["results"]
+        events = [event for run in runs for event in run["eventConnection"]["events"] if event.get("error")]
+        return [f"{event['stepKey']}: {event['error']['message'].strip()}" for event in events]
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def prepare_instance(home: Path) -> None:
+    """Makes `home` a Dagster instance with the project's settings, unless it has its own already."""
+    home.mkdir(parents=True, exist_ok=True)
+    target = home / "dagster.yaml"
+    if not target.exists():
+        shutil.copyfile(INSTANCE_SETTINGS, target)
+
+
+def dagster_command(port: int) -> list[str]:
+    """The command that serves this project's graph on `port`."""
+    module = ["--module-name", MODULE]
+    return [sys.executable, "-m", "dagster", "dev", *module, "--host", "127.0.0.1", "--port", str(port)]
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Keeps a second Dagster off the instance: two daemons would fight for its runs. Raises DagsterError."""
+    with (home / "in-use.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with the process
+        except BlockingIOError:
+            raise DagsterError(f"{home} is in use by another `demo` or `ui`: end that one first") from None
+        yield
+
+
+@contextmanager
+def serve(home: Path, environment: Mapping[str, str], port: int | None = None) -> Iterator[DagsterServer]:
+    """Runs Dagster on the instance `home` and stops it, with all its children, at the end.
+
+    Raises:
+        DagsterError: the instance is in use; Dagster ended, or did not answer within three minutes (the message names
+            its log).
+    """
+    prepare_instance(home)
+    with only_one(home), (home / "dagster.log").open("ab") as log:
+        port = port or free_port()
+        process = subprocess.Popen(
+            dagster_command(port),
+            env={**os.environ, **environment, "DAGSTER_HOME": str(home.resolve())},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield started(process, DagsterServer(f"http://127.0.0.1:{port}"), home / "dagster.log")
+        finally:
+            stop_group(process)
+
+
+def started(process: subprocess.Popen[bytes], server: DagsterServer, log: Path) -> DagsterServer:
+    """The server, as soon as it answers. Raises DagsterError as `serve` says."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            server.query("{ version }")
+            return server
+        except requests.RequestException:
+            time.sleep(0.5)
+    raise DagsterError(f"Dagster did not start; the reason is at the end of {log}")
+
+
+def stop_group(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """Ends a process that leads its own group, politely and then by force, and what is left of the group."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait(timeout=seconds)
