@@ -1,0 +1,210 @@
+"""Rolls on a real Kubernetes: under load, of bad images, by runs that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlops_assets.modelling.training import Candidate
+from mlops_assets_tests.cluster.rig import NAMESPACE, ROOT, Rig, run, train
+from mlops_assets_tests.resources.models import write_model
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+DEADLINE = 150.0
+
+CRASHING = "import sys; sys.exit('cannot reach the broker')"
+NEVER_READY = """
+import http.server
+class Probe(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == '/live' else 503)
+        self.end_headers()
+http.server.HTTPServer(('', 9091), Probe).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[Candidate]:
+    return [train([6], 40_000), train([6, 7], 40_000)]
+
+
+@pytest.fixture
+def good(rig: Rig, candidates: list[Candidate]) -> str:
+    """The digest of a good image that the whole fleet runs."""
+    digest = rig.publish(candidates[0])
+    rollout = rig.fleet(canary_seconds=0).roll(digest, DEADLINE)
+    assert rollout.verdict in ("rolled", "unchanged"), rollout.reason
+    return digest
+
+
+def fleet_is(rig: Rig, digest: str) -> bool:
+    status = rig.fleet(0).status()
+    return status.digest == digest and {w.digest for w in status.workers if w.ready} == {digest} and not status.rolling
+
+
+def template(rig: Rig) -> str:
+    """Kubernetes' number of the fleet's template: as long as it is the same, no pod of the fleet was replaced."""
+    revision: str = rig.get("deployment", "inference")["metadata"]["annotations"]["deployment.kubernetes.io/revision"]
+    return revision
+
+
+def eventually_is(rig: Rig, digest: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not fleet_is(rig, digest):
+        assert time.monotonic() < deadline, f"the fleet does not run {digest}: {rig.fleet(0).status()}"
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("overlay", ["kind", "e2e", "cloud"])
+def test_the_api_server_accepts_the_manifests(rig: Rig, overlay: str) -> None:
+    manifests = run(["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / overlay)])
+    documents = [
+        d for d in manifests.split("\n---\n") if "\nkind: PodMonitor" not in f"\n{d}"
+    ]  # its operator is absent
+    out = rig.kubectl("apply", "--dry-run=server", "-f", "-", text="\n---\n".join(documents))
+    assert "deployment.apps/inference-canary" in out
+
+
+@pytest.mark.parametrize(
+    ("may", "what"),
+    [
+        (True, ["patch", "deployment/inference"]),
+        (True, ["patch", "deployment/inference-canary"]),
+        (False, ["patch", "deployment/kafka"]),
+        (False, ["delete", "deployment/inference"]),
+        (False, ["create", "deployments"]),
+        (False, ["create", "pods"]),
+        (False, ["delete", "pods"]),
+        (False, ["get", "secrets"]),
+        (False, ["create", "pods", "--subresource=exec"]),
+    ],
+)
+def test_the_rollout_has_just_the_rights_it_needs(rig: Rig, may: bool, what: list[str]) -> None:
+    answer = subprocess.run(
+        ["kubectl", "auth", "can-i", *what, "-n", NAMESPACE, f"--as=system:serviceaccount:{NAMESPACE}:rollout"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert answer.stdout.strip() == ("yes" if may else "no")
+
+
+def test_a_roll_under_load_with_a_pod_killed_loses_and_doubles_nothing(
+    rig: Rig, good: str, candidates: list[Candidate]
+) -> None:
+    load = rig.start_load(300_000, 6_000)
+    better = rig.publish(candidates[1])
+    victim = rig.fleet(0).status().workers[0].name
+    killer = subprocess.Popen(
+        ["kubectl", "-n", NAMESPACE, "delete", "pod", victim, "--grace-period=0", "--force"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    rollout = rig.fleet(canary_seconds=10).roll(better, DEADLINE)
+    killer.wait(60)
+    assert (rollout.verdict, rollout.previous, rollout.reason) == ("rolled", good, "")
+    assert fleet_is(rig, better)
+    assert rig.wait(load)["failed"] == 0
+    report = rig.check(90)
+    found = {name: report[name] for name in ("answered_once", "missing", "doubled", "dead_letters", "wrong")}
+    assert found == {"answered_once": rig.produced, "missing": 0, "doubled": 0, "dead_letters": 0, "wrong": 0}
+    assert set(report["models"]) == {c.version for c in candidates}
+    assert rig.fleet(0).roll(better, DEADLINE).verdict == "unchanged"
+
+
+@pytest.mark.parametrize("canary_seconds", [0, 10])
+@pytest.mark.parametrize(
+    ("name", "program", "deadline", "reason"),
+    [
+        ("crashing", CRASHING, DEADLINE, "cannot reach the broker"),
+        ("never-ready", NEVER_READY, 15, "not ready before the deadline"),
+    ],
+)
+def test_a_bad_image_is_undone(
+    rig: Rig,
+    good: str,
+    candidates: list[Candidate],
+    name: str,
+    program: str,
+    deadline: float,
+    reason: str,
+    canary_seconds: float,
+) -> None:
+    bad = rig.publish_broken(candidates[1], name, program)
+    before = template(rig)
+    rollout = rig.fleet(canary_seconds).roll(bad, deadline)
+    assert (rollout.verdict, rollout.previous) == ("undone", good)
+    assert reason in rollout.reason
+    assert rig.fleet(0).status().last_rollout == rollout
+    eventually_is(rig, good)
+    if canary_seconds:
+        assert template(rig) == before
+
+
+def test_an_image_that_cannot_be_pulled_is_undone(rig: Rig, good: str, candidates: list[Candidate]) -> None:
+    lonely = train([6], 30_000)
+    digest = rig.publish(lonely)
+    rig.forget_layer(digest)
+    rollout = rig.fleet(canary_seconds=10).roll(digest, DEADLINE)
+    assert rollout.verdict == "undone"
+    assert "ImagePullBackOff" in rollout.reason
+    eventually_is(rig, good)
+
+
+def test_an_unknown_image_touches_nothing(rig: Rig, good: str) -> None:
+    before = template(rig)
+    rollout = rig.fleet(10).roll("sha256:" + "0" * 64, DEADLINE)
+    assert rollout.verdict == "undone"
+    assert "there is no manifests/sha256:0" in rollout.reason
+    assert template(rig) == before
+
+
+def test_a_model_with_other_scores_is_withdrawn_after_the_canary(
+    rig: Rig, good: str, candidates: list[Candidate], tmp_path: Path
+) -> None:
+    digest = rig.registry.publish(write_model(tmp_path, "saturated", weight=1.0), {})
+    before = template(rig)
+    load = rig.start_load(120_000, 4_000)
+    rollout = rig.fleet(canary_seconds=15).roll(digest, DEADLINE)
+    assert rollout.verdict == "undone"
+    assert "its mean score is" in rollout.reason
+    eventually_is(rig, good)
+    assert template(rig) == before
+    rig.wait(load)
+    assert rig.check(60)["missing"] == 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_ended_leaves_the_old_image(
+    rig: Rig, good: str, candidates: list[Candidate], how: signal.Signals
+) -> None:
+    bad = rig.publish_broken(candidates[1], "never-ready", NEVER_READY)
+    fleet = rig.fleet(0)
+    program = (
+        "import pathlib, sys; from mlops_assets_tests.cluster.rig import Rig;"
+        "Rig(pathlib.Path(sys.argv[1])).fleet(0).roll(sys.argv[2], 5 if sys.argv[3] == '9' else 60)"
+    )
+    run_of_dagster = subprocess.Popen([sys.executable, "-c", program, str(rig.scratch), bad, str(int(how))], cwd=ROOT)
+    deadline = time.monotonic() + 40
+    while fleet.status().digest != bad:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(run_of_dagster.pid, how)
+    run_of_dagster.wait(30)
+    if how == signal.SIGKILL:
+        assert fleet.recover() is None  # it might still be at work
+        time.sleep(11)
+        undone = fleet.recover()
+        assert undone is not None
+        assert undone.reason == "the run was killed during the roll"
+    last = fleet.status().last_rollout
+    assert last is not None
+    assert (last.verdict, last.digest, last.previous) == ("undone", bad, good)
+    eventually_is(rig, good)
