@@ -22,7 +22,8 @@ from confluent_kafka import Consumer, TopicPartition
 from mlops_assets.cli.dagster_server import free_port
 from mlops_assets.cli.produce import generated_lines, send
 from mlops_assets.inference.config import Kafka
-from mlops_assets.resources.kafka import INPUT_PARTITIONS, LocalBroker, create_topics
+from mlops_assets.resources.kafka import LocalBroker
+from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS, create_topics
 
 MIB: Final = 2**20
 LATENCY_RATE: Final = 20_000

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlops_assets.cli.kafka import TOPICS
 from mlops_assets.cli.servers import make_bucket
 from mlops_assets.inference.config import Kafka
-from mlops_assets.resources.kafka import create_topics
+from mlops_assets.resources.kafka_topics import create_topics
 
 Path(os.environ["MLOPS_HOME"], "inference").mkdir(parents=True, exist_ok=True)  # the fleet's folder
 make_bucket(os.environ, os.environ["MLOPS_BUCKET"])

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 from confluent_kafka import KafkaException
 
-from mlops_assets.resources.kafka import INPUT_PARTITIONS, LocalBroker, create_topics
+from mlops_assets.resources.kafka import LocalBroker
+from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS, create_topics
 from mlops_assets.resources.programs import ProgramError
 
 TOPICS = {"input": INPUT_PARTITIONS, "predictions": INPUT_PARTITIONS, "input.dead-letter": 1}

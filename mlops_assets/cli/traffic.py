@@ -19,7 +19,7 @@ from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 from mlops_assets.cli.produce import Report, lines_of, send
 from mlops_assets.clicks.synthetic import generate_day
 from mlops_assets.inference.config import Settings
-from mlops_assets.resources.kafka import INPUT_PARTITIONS, create_topics
+from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS, create_topics
 
 CLICKS_A_DAY: Final = 2_000_000
 TIMEOUT: Final = 30.0

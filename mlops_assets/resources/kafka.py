@@ -11,27 +11,27 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
-import uuid
-from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
+from mlops_assets.resources.kafka_settings import (
+    PREPARE_SECONDS,
+    Ports,
+    cluster_id,
+    make_certificate,
+    server_properties,
+)
 from mlops_assets.resources.programs import ProgramError, cache_folder, jars, java, run
 
 VERSION: Final = "4.4.0"
 SLF4J: Final = "org.slf4j:slf4j-simple:1.7.36"  # without a logger behind it the broker is mute
-INPUT_PARTITIONS: Final = 12  # a multiple of 3, 4 and 6, the numbers of workers it is shared among
-SCRAM_MODULE: Final = "org.apache.kafka.common.security.scram.ScramLoginModule"
 USERNAME: Final = "mlops"
-FORMAT_SECONDS: Final = 120
 START_SECONDS: Final = 90
 STOP_SECONDS: Final = 45  # the very first stop also writes the class archive that halves later starts
 
@@ -43,31 +43,6 @@ class BrokerError(ProgramError):
 def kafka_jars() -> Path:
     """The folder of Kafka's jars (43 MB, fetched at the first call). Raises ProgramError."""
     return jars(f"kafka-{VERSION}", (f"org.apache.kafka:kafka_2.13:{VERSION}", SLF4J))
-
-
-def cluster_id() -> str:
-    """A new id in Kafka's form, 22 letters of URL-safe base64."""
-    # One in 64 would begin with "-", which Kafka's tools take for an option: the first letter is fixed.
-    return "K" + urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """The loopback ports of one broker."""
-
-    plain: int
-    tls: int
-    controller: int
-
-    @classmethod
-    def free(cls, plain: int = 0) -> Self:
-        """Three ports that nothing listens on; `plain`, if given, is taken as it is."""
-        with contextlib.ExitStack() as probes:
-            sockets = [probes.enter_context(socket.socket()) for _ in range(3)]
-            for probe in sockets:
-                probe.bind(("127.0.0.1", 0))
-            found = [probe.getsockname()[1] for probe in sockets]
-        return cls(plain or found[0], *found[1:])
 
 
 class LocalBroker:
@@ -228,87 +203,16 @@ class LocalBroker:
         make_certificate(self.folder / "broker.p12", self.ca_file, password)
         properties = self.folder / "server.properties"
         properties.touch(mode=0o600)
-        properties.write_text("".join(f"{name}={value}\n" for name, value in self._properties(ports, password).items()))
+        properties.write_text(
+            "".join(f"{name}={value}\n" for name, value in server_properties(self.folder, ports, password).items())
+        )
         command = [*self._jvm(libraries), "kafka.tools.StorageTool", "format", "--config", str(properties)]
         command += ["--cluster-id", cluster_id()]
         command += ["--add-scram", f"SCRAM-SHA-512=[name={USERNAME},password={password}]"]
-        run(command, FORMAT_SECONDS, f"the local Kafka could not prepare {self.folder}")
+        run(command, PREPARE_SECONDS, f"the local Kafka could not prepare {self.folder}")
         (self.folder / "ready").touch()
-
-    def _properties(self, ports: Ports, password: str) -> dict[str, str | int]:
-        return {
-            "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{ports.controller}",
-            "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://127.0.0.1:{ports.plain},SASL_SSL://127.0.0.1:{ports.tls},"
-            f"CONTROLLER://127.0.0.1:{ports.controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports.plain},SASL_SSL://127.0.0.1:{ports.tls}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT",
-            "log.dirs": str(self.folder / "data"),
-            "sasl.enabled.mechanisms": "SCRAM-SHA-512",
-            "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": f"{SCRAM_MODULE} required;",
-            "ssl.keystore.type": "PKCS12",
-            "ssl.keystore.location": str(self.folder / "broker.p12"),
-            "ssl.keystore.password": password,
-            # Everyone may do what no rule forbids: the fault tests then forbid a topic.
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": "User:ANONYMOUS",
-            "allow.everyone.if.no.acl.found": "true",
-            "auto.create.topics.enable": "false",
-            # One node, so one replica of everything.
-            "offsets.topic.replication.factor": 1,
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.replication.factor": 1,
-            "share.coordinator.state.topic.min.isr": 1,
-            "offsets.topic.num.partitions": 4,
-            "transaction.state.log.num.partitions": 4,
-            # A worker that died is noticed, and its transaction aborted, within seconds.
-            "group.initial.rebalance.delay.ms": 0,
-            "group.min.session.timeout.ms": 1000,
-            "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
-        }
 
 
 def class_archive() -> Path:
     """The JVM's archive of Kafka's loaded classes, shared by all local brokers."""
     return cache_folder() / f"kafka-{VERSION}.jsa"
-
-
-def make_certificate(keystore: Path, certificate: Path, password: str, days: int = 3650, start: str = "-1d") -> None:
-    """A self-signed certificate of 127.0.0.1 with its key, as a PKCS#12 keystore, and alone as PEM.
-
-    `start` and `days` bound its validity (`start` as in keytool's -startdate).
-    """
-    for file in (keystore, certificate):
-        file.unlink(missing_ok=True)
-    store = ["-keystore", str(keystore), "-storetype", "PKCS12", "-storepass", password, "-alias", "broker"]
-    names = ["-dname", "CN=localhost", "-ext", "san=ip:127.0.0.1,dns:localhost", "-ext", "bc:c=ca:true"]
-    validity = ["-startdate", start, "-validity", str(days)]
-    failure = f"no certificate could be made in {keystore.parent}"
-    run([java("keytool"), "-genkeypair", "-keyalg", "EC", *store, *names, *validity], FORMAT_SECONDS, failure)
-    run([java("keytool"), "-exportcert", "-rfc", *store, "-file", str(certificate)], FORMAT_SECONDS, failure)
-
-
-def create_topics(client: Mapping[str, Any], topics: Mapping[str, int], seconds: float = 30) -> None:
-    """Creates the topics (name to number of partitions) that are missing, and returns when all can be seen.
-
-    `client` holds the settings of librdkafka. Raises KafkaException with the broker's reason, and BrokerError if they
-    do not appear in time.
-    """
-    admin = AdminClient(dict(client))
-    futures: Iterable[Any] = admin.create_topics(
-        [NewTopic(name, partitions) for name, partitions in topics.items()], request_timeout=seconds
-    ).values()
-    for future in futures:
-        try:
-            future.result(seconds)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise
-    deadline = time.monotonic() + seconds
-    while not topics.keys() <= admin.list_topics(timeout=seconds).topics.keys():
-        if time.monotonic() > deadline:
-            raise BrokerError(f"the topics {', '.join(topics)} did not appear within {seconds:.0f} s")
-        time.sleep(0.05)

@@ -6,20 +6,17 @@ can be undone by whoever comes next, and `LAST` how the last one ended. Manifest
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Iterator
 from typing import Any, Final
 
 import dagster as dg
-from kubernetes import client, config
+from kubernetes import client
 from pydantic import PrivateAttr
-from urllib3.exceptions import HTTPError
-from urllib3.util import Retry
 
 from mlops_assets.resources import canary
 from mlops_assets.resources.images import VERSION, ImageError
 from mlops_assets.resources.inference import FleetError, FleetStatus, InferenceFleet, Rollout, Verdict, Worker
+from mlops_assets.resources.kubernetes_api import REQUEST_SECONDS, api_client, asked
 from mlops_assets.resources.pods import digest_in, image_of, is_complete, is_ready, restarts, state_of, statuses
 from mlops_assets.resources.registry import Registry
 
@@ -27,8 +24,6 @@ ROLLING: Final = "mlops-assets/rolling"
 LAST: Final = "mlops-assets/last-rollout"
 CHANGE_CAUSE: Final = "kubernetes.io/change-cause"
 
-REQUEST_SECONDS: Final = (5, 30)
-RETRIES: Final = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
 POLL_SECONDS: Final = 0.5
 METRICS_PORT: Final = 9091
 RESTARTS_PER_ROLL: Final = 2
@@ -243,25 +238,8 @@ class KubernetesFleet(InferenceFleet):
 
     def _client(self) -> client.ApiClient:
         if self._api is None:
-            settings = client.Configuration()
-            file = self.kubeconfig or os.environ.get("KUBECONFIG")
-            try:
-                config.load_incluster_config(client_configuration=settings)
-            except config.ConfigException:
-                try:
-                    config.load_kube_config(file, client_configuration=settings)
-                except config.ConfigException as error:
-                    raise FleetError(f"no Kubernetes is configured ({error}): set KUBECONFIG") from error
-            settings.retries = RETRIES
-            self._api = client.ApiClient(settings)
+            self._api = api_client(self.kubeconfig, FleetError)
         return self._api
 
-    @contextlib.contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except client.ApiException as error:
-            remedy = ": apply the manifests in k8s/ first" if error.status == 404 else ""
-            raise FleetError(f"Kubernetes refused {what} in {self.namespace}{remedy}: {error.body}") from error
-        except HTTPError as error:
-            raise FleetError(f"Kubernetes does not answer: {error}") from error
+    def _asked(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return asked(f"{what} in {self.namespace}", FleetError, {404: ": apply the manifests in k8s/ first"})

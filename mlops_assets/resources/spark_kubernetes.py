@@ -9,17 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
-from kubernetes import client, config
+from kubernetes import client
 from pydantic import Field, PrivateAttr
-from urllib3.exceptions import HTTPError
-from urllib3.util import Retry
 
 from mlops_assets.resources import spark_pods
 from mlops_assets.resources.ephemeral import (
@@ -32,9 +29,8 @@ from mlops_assets.resources.ephemeral import (
     Status,
     common_settings,
 )
+from mlops_assets.resources.kubernetes_api import REQUEST_SECONDS, api_client, asked
 
-REQUEST_SECONDS: Final = (5, 30)
-RETRIES: Final = Retry(total=4, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None)
 GONE_SECONDS: Final = 60
 """In which all pods of a deleted cluster have to be gone."""
 
@@ -214,26 +210,8 @@ class KubernetesSpark(EphemeralSpark):
 
     def _client(self) -> client.CoreV1Api:
         if self._api is None:
-            settings = client.Configuration()
-            file = self.kubeconfig or os.environ.get("KUBECONFIG")
-            try:
-                config.load_incluster_config(client_configuration=settings)
-            except config.ConfigException:
-                try:
-                    config.load_kube_config(file, client_configuration=settings)
-                except config.ConfigException as error:
-                    raise ClusterError(f"no Kubernetes is configured ({error}): set KUBECONFIG") from error
-            settings.retries = RETRIES
-            self._api = client.CoreV1Api(client.ApiClient(settings))
+            self._api = client.CoreV1Api(api_client(self.kubeconfig, ClusterError))
         return self._api
 
-    @contextlib.contextmanager
-    def _asked(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except client.ApiException as error:
-            remedy = ": apply k8s/spark first" if error.status in (403, 404) else ""
-            said = error.body.decode() if isinstance(error.body, bytes) else error.body
-            raise ClusterError(f"Kubernetes refused {what} in {self.namespace}{remedy}: {said}") from error
-        except HTTPError as error:
-            raise ClusterError(f"Kubernetes does not answer: {error}") from error
+    def _asked(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return asked(f"{what} in {self.namespace}", ClusterError, dict.fromkeys((403, 404), ": apply k8s/spark first"))

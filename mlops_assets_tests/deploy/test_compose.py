@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops_assets.resources.kafka import LocalBroker, Ports
+from mlops_assets.resources.kafka_settings import Ports, server_properties
 from mlops_assets_tests.deploy.compose import (
     DEPLOY,
     ROOT,
@@ -101,7 +101,7 @@ def test_what_is_mounted_is_there() -> None:
 
 def test_kafka_is_set_up_as_the_local_broker(tmp_path: Path) -> None:
     """The stack's one node behaves as the one that the tests and the demo run on, but for where it listens."""
-    local = LocalBroker(tmp_path)._properties(Ports(1, 2, 3), "secret")
+    local = server_properties(tmp_path, Ports(1, 2, 3), "secret")
     elsewhere = re.compile(r"listener|ssl|sasl|quorum|log\.dirs|authorizer|super\.users|acl")
     wanted = {name: str(value) for name, value in local.items() if not elsewhere.search(name)}
     environment = services()["kafka"]["environment"]

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.resources import canary
-from mlops_assets.resources.kafka import INPUT_PARTITIONS
+from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS
 from mlops_assets_tests.deploy.compose import DEPLOY, ROOT, load, services
 
 ALERTS = DEPLOY / "prometheus/alerts.yaml"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlops_assets.inference.config import ConfigError, Kafka, Settings
-from mlops_assets.resources.kafka import make_certificate
+from mlops_assets.resources.kafka_settings import make_certificate
 
 PLAIN = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9092"}
 

@@ -25,7 +25,8 @@ from mlops_assets.cli.dagster_server import free_port
 from mlops_assets.clicks.csv import TEST_COLUMNS, parse
 from mlops_assets.clicks.features import RunningCounts, features
 from mlops_assets.inference.model import Model
-from mlops_assets.resources.kafka import LocalBroker, create_topics
+from mlops_assets.resources.kafka import LocalBroker
+from mlops_assets.resources.kafka_topics import create_topics
 
 PARTITIONS = 12
 Message = tuple[bytes | None, bytes | None]

@@ -19,7 +19,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ResourceType,
 )
 
-from mlops_assets.resources.kafka import LocalBroker, make_certificate
+from mlops_assets.resources.kafka import LocalBroker
+from mlops_assets.resources.kafka_settings import make_certificate
 from mlops_assets_tests.inference.tiny_model import write_model
 from mlops_assets_tests.integration.conftest import NewStream
 from mlops_assets_tests.integration.kafka_harness import Stream, click_lines, run_once, until

@@ -5,7 +5,7 @@ from base64 import urlsafe_b64decode
 
 import pytest
 
-from mlops_assets.resources.kafka import cluster_id
+from mlops_assets.resources.kafka_settings import cluster_id
 
 
 def test_a_cluster_id_is_never_taken_for_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
