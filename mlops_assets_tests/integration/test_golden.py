@@ -19,7 +19,7 @@ from mlops_assets_tests.assets.graph import land
 from mlops_assets_tests.integration.conftest import NewStream
 from mlops_assets_tests.integration.kafka_harness import Message
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.integration]
 
 DAY = "2017-11-07"
 CLICKS = 30_000

@@ -20,6 +20,7 @@ SCHEDULER = {
 }
 
 
+@pytest.mark.integration  # long: a JVM of its own
 def test_an_application_that_is_ended_by_its_cluster_leaves_whole_days_and_nothing_else(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     for day in DAYS:

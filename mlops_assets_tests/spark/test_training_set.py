@@ -191,6 +191,7 @@ LocalSpark(memory="1g").training_set(sys.argv[1], sys.argv[3:], print)
 """
 
 
+@pytest.mark.integration  # the everyday tests kill a whole backfill of the graph: assets/test_graph.py
 def test_a_backfill_killed_halfway_and_run_again_equals_an_undisturbed_one(
     spark: SparkSession, lake: Lake, tmp_path: Path
 ) -> None:
