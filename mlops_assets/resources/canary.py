@@ -11,11 +11,14 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+from scipy.stats import fisher_exact
 
 ENOUGH_CLICKS: Final = 2_000
 """Fewer answers than this say nothing about rates and distributions."""
 MORE_FAILURES: Final = 0.01
-"""A share of dead letters, or of aborted transactions, this far above the fleet's is worse."""
+"""A share of dead letters, or of aborted transactions, this far above the fleet's is worse ..."""
+CHANCE: Final = 0.001
+"""... unless Fisher's exact test finds it likelier than this among equals: one rebalance may abort one transaction."""
 LATENCY_SECONDS: Final = 1.0
 """The service's promise for the 99th percentile: below it a latency is never called worse ..."""
 LATENCY_RATIO: Final = 2.0
@@ -91,6 +94,14 @@ class Counts:
         )
 
     @property
+    def failed(self) -> dict[str, tuple[float, float]]:
+        """By kind of failure: how often it happened, and how often not."""
+        return {
+            "dead letters": (self.dead_letters, self.clicks),
+            "transactions aborted": (self.aborted, self.transactions - self.aborted),
+        }
+
+    @property
     def p99(self) -> float:
         """The 99th percentile of the latency in seconds: the upper bound of its bucket."""
         place = int(np.searchsorted(np.cumsum(self.latency), 0.99 * self.latency.sum()))
@@ -124,13 +135,10 @@ def why_worse(canary: Counts, fleet: Counts) -> str | None:
         return None
     if canary.clicks + canary.dead_letters == 0:
         return f"it answered no click while the fleet answered {fleet.clicks:.0f}"
-    shares = (
-        ("dead letters", "dead_letters", "clicks"),
-        ("transactions aborted", "aborted", "transactions"),
-    )
-    for what, part, whole in shares:
-        new, old = (getattr(c, part) / max(1.0, c.dead_letters + getattr(c, whole)) for c in (canary, fleet))
-        if new > old + MORE_FAILURES:
+    for what in canary.failed:
+        table = [canary.failed[what], fleet.failed[what]]
+        new, old = (bad / max(1.0, bad + good) for bad, good in table)
+        if new > old + MORE_FAILURES and fisher_exact(table, alternative="greater").pvalue < CHANCE:
             return f"{new:.2%} {what}, the fleet {old:.2%}"
     if canary.clicks < ENOUGH_CLICKS:
         return None

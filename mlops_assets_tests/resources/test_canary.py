@@ -65,6 +65,7 @@ def test_psi_of_a_worked_example() -> None:
     [
         counts(),
         counts(5_000, dead=20),
+        counts(aborted=3),  # as rebalances do while pods come and go
         counts(scores=np.clip(SCORES * 1.5, 0, 1)),  # another calibrated model: somewhat other scores
         counts(scores=RANDOM.beta(0.25, 55, 20_000)),
         counts(10, scores=np.ones(10), seconds=np.full(10, 200.0)),  # too few clicks to say anything
@@ -80,7 +81,9 @@ def test_a_canary_that_does_as_well_passes(canary: Counts) -> None:
     [
         (lambda: counts(0), "answered no click while the fleet answered 20000"),
         (lambda: counts(5_000, dead=100), "1.96% dead letters, the fleet 0.00%"),
-        (lambda: counts(aborted=5), "transactions aborted"),
+        (lambda: counts(aborted=20), "16.67% transactions aborted, the fleet 0.00%"),
+        (lambda: counts(10_000, dead=10_000, aborted=20), "50.00% dead letters"),
+        (lambda: counts(5_000, dead=30, aborted=20), "16.67% transactions aborted"),
         (lambda: counts(seconds=SECONDS * 6), "99th percentile of the latency up to 2.5 s, the fleet's 0.4 s"),
         (lambda: counts(scores=1 - SCORES), "its mean score is 0.99"),
         (lambda: counts(scores=np.zeros(20_000)), "its mean score is 0,"),
