@@ -11,10 +11,11 @@ from typing import Any, Final
 import dagster as dg
 
 from mlops_assets.lake.storage import open_storage
-from mlops_assets.resources.images import Images, OciLayout
+from mlops_assets.resources.images import Images
 from mlops_assets.resources.inference import LocalFleet
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
+from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets.resources.registry import Registry
 from mlops_assets.resources.spark import LocalSpark, Spark
 

@@ -25,9 +25,9 @@ from confluent_kafka.admin import AdminClient
 
 from mlops_assets.cli.servers import find_postgres, find_s3_server
 from mlops_assets.definitions import defs
-from mlops_assets.resources.images import OciLayout
 from mlops_assets.resources.inference import LocalFleet
 from mlops_assets.resources.kafka import kafka_jars
+from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets.resources.programs import ProgramError
 from mlops_assets_tests.deploy.compose import DEPLOY, example_variables, load
 from mlops_assets_tests.deploy.processes import Machine, kafka_tools

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mlops_assets.resources.environment import embedded, real
-from mlops_assets.resources.images import OciLayout
 from mlops_assets.resources.inference import LocalFleet
 from mlops_assets.resources.kubernetes import KubernetesFleet
+from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets.resources.registry import Registry
 from mlops_assets.resources.spark_kubernetes import KubernetesSpark
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops_assets.resources.images import VERSION, ImageError, OciLayout
+from mlops_assets.resources.images import VERSION, ImageError
+from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets_tests.resources.models import write_model
 
 ANNOTATIONS = {"run": "r1", "auc": "0.97"}

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from mlops_assets.resources import supervisor
-from mlops_assets.resources.images import OciLayout
 from mlops_assets.resources.inference import FleetError, InferenceFleet, LocalFleet, Rollout
+from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets_tests.resources.models import write_model
 
 DEADLINE = 60.0
