@@ -12,7 +12,7 @@ from mlops_assets.assets.landing import landing
 from mlops_assets.assets.promoted_model import promoted_model
 from mlops_assets.assets.raw_clicks import raw_clicks
 from mlops_assets.assets.training_set import training_set
-from mlops_assets.automation import daily, late_data, observe_fleet, override, reap_clusters, rollout
+from mlops_assets.automation import daily, late_data, observe_fleet, override, reap_clusters, rollout, tell_people
 from mlops_assets.checks import clicks, models
 from mlops_assets.resources.environment import resources
 
@@ -44,7 +44,7 @@ defs = dg.Definitions(
         *observe_fleet.schedules,
         *reap_clusters.schedules,
     ],
-    sensors=[late_data.late_data, rollout.champion_changed],
+    sensors=[late_data.late_data, rollout.champion_changed, tell_people.tell_people],
     resources=resources(),
     # Steps share a process: Spark, MLflow and scikit-learn are imported once a run. Runs are what goes in parallel.
     executor=dg.in_process_executor,

@@ -6,6 +6,7 @@ from typing import Final
 
 import dagster as dg
 
+from mlops_assets.assets.notices import notice
 from mlops_assets.resources.environment import EPHEMERAL_SPARK, SCHEDULES_START
 from mlops_assets.resources.ephemeral import MODELS, Cluster, ClusterError, EphemeralSpark
 from mlops_assets.resources.lake import LakeResource
@@ -48,12 +49,25 @@ def delete_orphans(context: dg.OpExecutionContext, spark: dg.ResourceParam[Spark
     orphans = {cluster.id: reason for cluster, reason in found.items() if reason}
     for cluster, reason in found.items():
         context.log.info(f"{cluster.id}: {f'deleting it, {reason}' if reason else f'of run {cluster.run_id}, stays'}")
+        if reason:  # noted before: whoever pays for it is told also if this is killed next
+            context.log_event(_left_behind(cluster, reason))
     errors = _delete(spark, orphans)
     _forget_models(context, lake, status_of)
     if errors:
         remedy = "delete it in the cloud's console if the next run of this job fails too"
         raise dg.Failure(f"not deleted: {'; '.join(errors)}. {remedy}")
     context.log.info(f"{len(orphans)} of {len(found)} clusters deleted")
+
+
+def _left_behind(cluster: Cluster, reason: str) -> dg.AssetObservation:
+    return notice(
+        kind="orphan clusters",
+        key=f"orphan {cluster.id}",
+        title=f"Spark cluster {cluster.id} was left behind, and is deleted",
+        text=f"{reason[0].upper()}{reason[1:]}. It was made at {cluster.created:%Y-%m-%d %H:%M} UTC and was paid "
+        "for until now. If the reaper fails to, you are told. See why its run did not delete it.",
+        path=f"runs/{cluster.run_id}",
+    )
 
 
 def _delete(spark: EphemeralSpark, orphans: Iterable[str]) -> list[str]:

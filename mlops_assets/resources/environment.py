@@ -15,6 +15,7 @@ from mlops_assets.resources.images import Images
 from mlops_assets.resources.inference import LocalFleet
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
+from mlops_assets.resources.notifier import Notifier
 from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets.resources.registry import Registry
 from mlops_assets.resources.spark import LocalSpark, Spark
@@ -63,6 +64,7 @@ def embedded(home: Path) -> dict[str, Any]:
         "mlflow": MLflow(tracking_uri=f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
         "images": images,
         "fleet": _local_fleet(images, home),
+        "notifier": Notifier(),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from mlops_assets.assets.notices import NOTICES
 from mlops_assets.automation.reap_clusters import reap_clusters
 from mlops_assets.resources.ephemeral import MODELS, RUN
 from mlops_assets.resources.lake import LakeResource
@@ -96,3 +97,20 @@ def test_the_model_of_a_killed_run_goes_too(instance: dg.DagsterInstance, tmp_pa
 
 def test_a_local_spark_has_no_clusters(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     assert reap(instance, tmp_path, Cloud(), LocalSpark()).success
+
+
+def test_people_are_told_of_each_cluster_that_was_left_and_whether_it_went(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    cloud, run_id = Cloud(), run_in(instance, STATUSES.FAILURE)
+    cloud.add("c1", {RUN: run_id}, minutes_ago(30))
+    cloud.add("c2", {RUN: run_in(instance, STATUSES.STARTED)}, minutes_ago(1))
+    reap(instance, tmp_path, cloud)
+    (record,) = instance.fetch_observations(NOTICES, limit=10).records
+    assert record.asset_observation
+    told = {name: value.value for name, value in record.asset_observation.metadata.items()}
+    assert told["kind"] == "orphan clusters"
+    assert told["key"] == "orphan c1"
+    assert "Spark cluster c1 was left behind, and is deleted" in str(told["title"])
+    assert f"Its run {run_id} has ended" in str(told["text"])
+    assert told["path"] == f"runs/{run_id}"
