@@ -40,8 +40,8 @@ def inference_deployment(
         "replicas": status.replicas,
         "ready": status.ready,
     }
-    if rollout.verdict == "undone":
+    if rollout.verdict in ("undone", "overtaken"):
         # The record of what runs must stand although the run fails.
         context.log_event(dg.AssetMaterialization(context.asset_key, metadata=story))
-        raise dg.Failure(f"the roll onto {config.digest} was undone: {rollout.reason}", allow_retries=False)
+        raise dg.Failure(f"the roll onto {config.digest} was {rollout.verdict}: {rollout.reason}", allow_retries=False)
     return dg.MaterializeResult(metadata=story)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,9 +21,11 @@ from pydantic import Field
 from mlops_assets.resources import supervisor
 from mlops_assets.resources.images import ImageError, Images
 
-Verdict = Literal["rolled", "undone", "unchanged"]
+Verdict = Literal["rolled", "undone", "unchanged", "overtaken"]
 
 START_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 1.0
+KAFKA: Final = "KAFKA_BOOTSTRAP_SERVERS"
 STOP_SECONDS: Final = supervisor.GRACE_SECONDS + 10
 
 
@@ -32,13 +35,18 @@ class FleetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Rollout:
-    """How a roll ended. After `undone` the fleet runs `previous` again, and `reason` says why."""
+    """How a roll ended. After `undone` the fleet runs `previous` again, and `reason` says why.
+
+    `transient` marks a reason that is not the image's: what failed may succeed another time. `overtaken` means that
+    somebody else commands the fleet now, and this roll has left it to them.
+    """
 
     verdict: Verdict
     digest: str
     previous: str | None
     reason: str
     seconds: float
+    transient: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For metadata and records."""
@@ -75,6 +83,10 @@ class FleetStatus:
 class InferenceFleet(dg.ConfigurableResource[None], ABC):
     """The inference workers of one environment."""
 
+    def obstacle(self) -> str | None:
+        """Why no roll can succeed here as things are, and what to do; None if one can. It costs a second at most."""
+        return None
+
     @abstractmethod
     def status(self) -> FleetStatus:
         """What runs now."""
@@ -110,6 +122,17 @@ class LocalFleet(InferenceFleet):
     min_ready_seconds: float = 1.0
     environment: dict[str, str] = Field(default_factory=dict)
     command: list[str] = Field(default_factory=lambda: [sys.executable, "-m", "mlops_assets.inference"])
+
+    def obstacle(self) -> str | None:
+        """Whether the workers' Kafka is named, and there."""
+        servers = {**os.environ, **self.environment}.get(KAFKA, "").strip()
+        if not servers:
+            return f"{KAFKA} is not set; `mlops-assets kafka up` starts a Kafka and says what to set"
+        for server in servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), CONNECT_SECONDS):
+                return None
+        return f"no Kafka answers at {servers} ({KAFKA}); `mlops-assets kafka up` starts one"
 
     def status(self) -> FleetStatus:
         """What runs now; no workers when the supervisor does not run."""

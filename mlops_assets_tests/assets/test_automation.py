@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dagster as dg
+import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
@@ -16,6 +17,7 @@ from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.modelling.training import train_candidate
 from mlops_assets.resources.environment import embedded
+from mlops_assets.resources.inference import LocalFleet
 from mlops_assets_tests.assets.graph import land, run
 from mlops_assets_tests.modelling.windows import window
 
@@ -67,7 +69,10 @@ def decide(home: Path, action: str, version: str) -> dg.ExecuteInProcessResult:
     )
 
 
-def test_the_rollout_is_requested_once_for_each_champion_and_again_on_the_way_back(tmp_path: Path) -> None:
+def test_the_rollout_is_requested_once_for_each_champion_and_again_on_the_way_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalFleet, "obstacle", lambda _: None)
     with dg.DagsterInstance.ephemeral() as instance:
         assert not tick(tmp_path, instance, champion_changed, None).run_requests
         old = promote(tmp_path, DAYS[0], seed=1)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -217,6 +218,17 @@ def test_a_worker_that_ignores_sigterm_is_killed(fleet: Fleet) -> None:
     os.kill(fleet.supervisor(), signal.SIGKILL)
     supervisor.kill_group(fleet.root / "inference", grace_seconds=0.5)
     eventually(lambda: fleet.processes() == [])
+
+
+def test_a_kafka_that_is_not_there_is_an_obstacle(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    assert "KAFKA_BOOTSTRAP_SERVERS is not set" in str(fleet.resource.obstacle())
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        address = f"127.0.0.1:{broker.getsockname()[1]}"
+        assert fleet.with_environment({"KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:1,{address}"}).obstacle() is None
+        monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", address)
+        assert fleet.resource.obstacle() is None
+    assert f"no Kafka answers at {address}" in str(fleet.resource.obstacle())
 
 
 def test_the_fleet_is_a_dagster_resource(fleet: Fleet) -> None:
