@@ -77,7 +77,7 @@ def _count(table: _Table, clicks: Clicks, rows: slice | NDArray[np.intp], kinds:
     """Counts of at most _CHUNK clicks of one window, shape (n, len(kinds))."""
     ip = clicks.ip[rows].astype(np.uint64) << np.uint64(29)
     ip |= np.arange(len(ip), dtype=np.uint64)
-    keys = np.empty((len(kinds), len(ip)), dtype=np.uint64)
+    keys: NDArray[np.uint64] = np.empty((len(kinds), len(ip)), dtype=np.uint64)
     for key, kind in zip(keys, kinds, strict=True):
         name = _OTHER[kind]
         np.bitwise_or(ip, np.uint64((kind + 1) << 61), out=key)

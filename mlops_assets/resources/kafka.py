@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, Self
 
+import psutil
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -92,12 +93,10 @@ class LocalBroker:
         """The running broker's process id, or None."""
         try:
             pid = int((self.folder / "pid").read_text())
-            command = subprocess.run(
-                ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, timeout=10, check=False
-            ).stdout
-        except (FileNotFoundError, ValueError):
+            command = psutil.Process(pid).cmdline()
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess, psutil.AccessDenied):
             return None
-        return pid if f"{self.folder}/server.properties" in command else None
+        return pid if f"{self.folder}/server.properties" in command else None  # else the number is another's by now
 
     def environment(self, secure: bool = False) -> dict[str, str]:
         """The variables with which the service, the producer and the watcher reach this broker."""
@@ -154,7 +153,7 @@ class LocalBroker:
         deadline = time.monotonic() + STOP_SECONDS
         while self.pid is not None:
             if self._process is not None:
-                self._process.poll()  # reap it, else it stays visible as a zombie
+                self._process.poll()  # reap it, else it stays as a zombie
             if time.monotonic() > deadline:
                 self.kill()
                 break

@@ -41,7 +41,7 @@ def test_counts_are_what_the_worker_counted() -> None:
 
 def test_windows_are_differences_and_fleets_are_sums() -> None:
     window = counts(20_000) - counts(5_000)
-    assert (window.clicks, window.probability.sum()) == (15_000, 15_000)
+    assert window.clicks == window.probability.sum() == 15_000
     both = total([window, counts(1_000)])
     assert both is not None
     assert both.clicks == 16_000

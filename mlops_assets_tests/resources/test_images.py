@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from mlops_assets.resources.images import VERSION, ImageError
+from mlops_assets.resources.images import VERSION, ImageError, extract
 from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets_tests.resources.models import write_model
 
@@ -38,6 +40,43 @@ def test_a_published_model_comes_back_byte_for_byte(images: OciLayout, model: Pa
     assert {f.name: f.read_bytes() for f in target.iterdir()} == {f.name: f.read_bytes() for f in model.iterdir()}
     assert images.find("abc123") == digest
     assert images.describe(digest) == {VERSION: "abc123", **ANNOTATIONS}
+
+
+def test_a_model_comes_back_also_with_the_tarfile_of_python_3_11_2(
+    images: OciLayout, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_filter(
+        tar: tarfile.TarFile, path: str = ".", members: None = None, *, numeric_owner: bool = False
+    ) -> None:
+        raise AssertionError("unfiltered")
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", without_filter)
+    target = images.model_folder(images.publish(model, {}), tmp_path / "target")
+    assert sorted(f.name for f in target.iterdir()) == ["model.json", "model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["model/model.json"], "lacks a file"),
+        (["model/model.json", "model/model.onnx/"], "model.onnx in the model layer is no file"),
+        (["model/model.json", "model/model.onnx", "../outside", "/tmp/absolute", "model/../../outside"], None),
+    ],
+)
+def test_a_layer_gives_its_model_or_a_reason_and_reaches_nothing_else(
+    tmp_path: Path, names: list[str], reason: str | None
+) -> None:
+    layer, folder = io.BytesIO(), tmp_path / "deep" / "folder"
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in names:
+            entry = tarfile.TarInfo(name)
+            entry.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            tar.addfile(entry)
+    with pytest.raises(ImageError, match=reason) if reason else nullcontext():
+        extract(layer.getvalue(), folder)
+    found = {path.relative_to(folder).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found <= {"model/model.json", "model/model.onnx"}
+    assert reason or len(found) == 2
 
 
 def test_extraction_replaces_what_was_there(images: OciLayout, model: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_an_application_runs_in_the_environment_on_executors_without_this_projec
 def test_the_archive_is_the_locked_spark_extra_without_the_clusters_own_spark(environment: str, tmp_path: Path) -> None:
     with tarfile.open(f"{environment}/{ARCHIVE}") as tar:
         names = {name.removeprefix("./") for name in tar.getnames()}
-        tar.extractall(tmp_path, filter="tar")
+    shutil.unpack_archive(f"{environment}/{ARCHIVE}", tmp_path, "gztar")  # as main.py does
     packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     top = {name.removeprefix(f"{packages}/").split("/")[0] for name in names if name.startswith(f"{packages}/")}
     assert {"pyarrow", "boto3", "onnxruntime", "pandas", "mlops_assets"} <= top
