@@ -5,6 +5,7 @@ from typing import Final
 import dagster as dg
 
 from mlops_assets.automation.daily import daily_graph
+from mlops_assets.automation.run_queues import operators
 from mlops_assets.partitions import daily
 from mlops_assets.resources.environment import SCHEDULES_START
 
@@ -13,6 +14,7 @@ EVENTS_PER_TICK: Final = 200
 observe_landing = dg.define_asset_job(
     "observe_landing",
     selection=["landing"],
+    tags=operators("observe_landing"),
     description="Lists the landing files and notes which of them are new or changed.",
 )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from mlops_assets.automation.run_queues import operators
 from mlops_assets.resources.environment import SCHEDULES_START
 from mlops_assets.resources.inference import InferenceFleet
 
@@ -28,7 +29,10 @@ def look_at_fleet(context: dg.OpExecutionContext, fleet: dg.ResourceParam[Infere
     context.log_event(dg.AssetObservation(DEPLOYMENT, metadata=seen))
 
 
-@dg.job(description="Looks at what the fleet really runs, and finishes the undoing of a roll whose run was killed.")
+@dg.job(
+    tags=operators("observe_fleet"),
+    description="Looks at what the fleet really runs, and finishes the undoing of a roll whose run was killed.",
+)
 def observe_fleet() -> None:
     """One look."""
     look_at_fleet()
@@ -37,6 +41,7 @@ def observe_fleet() -> None:
 check_fleet = dg.define_asset_job(
     "check_fleet",
     selection=dg.AssetSelection.checks_for_assets(DEPLOYMENT),
+    tags=operators("check_fleet"),
     description="Compares what runs with the champion: drift between the two is a failed check.",
 )
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mlops_assets.assets.deployed_image import publish
 from mlops_assets.assets.promoted_model import END_OF_TIME, ledger, production_champion, record
+from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry, champion_as_of
 from mlops_assets.resources.images import Images
 from mlops_assets.resources.lake import LakeResource
@@ -58,7 +59,10 @@ def record_override(
     context.log.info(f"champion is now {after.model_version}, image {digest}; the sensor rolls it out")
 
 
-@dg.job(description="Force a model into production or revoke one, with a reason. The sensor then rolls the fleet.")
+@dg.job(
+    tags=operators("override"),
+    description="Force a model into production or revoke one, with a reason. The sensor then rolls the fleet.",
+)
 def override() -> None:
     """One decision of a person."""
     record_override()

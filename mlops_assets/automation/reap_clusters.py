@@ -7,6 +7,7 @@ from typing import Final
 import dagster as dg
 
 from mlops_assets.assets.notices import notice
+from mlops_assets.automation.run_queues import operators
 from mlops_assets.resources.environment import EPHEMERAL_SPARK, SCHEDULES_START
 from mlops_assets.resources.ephemeral import MODELS, Cluster, ClusterError, EphemeralSpark
 from mlops_assets.resources.lake import LakeResource
@@ -95,7 +96,7 @@ def _forget_models(
 
 @dg.job(
     description="Deletes Spark clusters that a killed run left behind.",
-    tags={"dagster/priority": "10"},  # ahead of the days that wait for a place in the queue: what is left costs money
+    tags=operators("reap_clusters"),  # what is left costs money
 )
 def reap_clusters() -> None:
     """One look."""

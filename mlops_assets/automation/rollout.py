@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import dagster as dg
 
 from mlops_assets.assets.promoted_model import ledger, production_champion
+from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.resources.images import Images
 from mlops_assets.resources.inference import InferenceFleet
@@ -33,6 +34,7 @@ IN_PROGRESS: Final = [
 rollout = dg.define_asset_job(
     "rollout",
     selection=["inference_deployment"],
+    tags=operators("rollout"),
     description="Rolls the inference fleet onto an image. The sensor launches it for a new champion; launched by hand "
     "with an earlier image's digest it is the way back.",
 )

@@ -61,6 +61,11 @@ mutation($params: ExecutionParams!) {
   }
 }"""
 
+RUNS: Final = """
+query($job: String!) {
+  runsOrError(filter: {pipelineName: $job}) { ... on Runs { results { runId status tags { key value } } } }
+}"""
+
 RUN: Final = """
 query($id: ID!) {
   runOrError(runId: $id) { ... on Run { status stepStats { stepKey status } } }
@@ -81,9 +86,10 @@ class DagsterError(click.ClickException):
 
 @dataclass(frozen=True)
 class DagsterServer:
-    """A running Dagster's GraphQL API."""
+    """A running Dagster's GraphQL API, for the graph of a module."""
 
     url: str
+    module: str = MODULE
 
     def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The `data` of one GraphQL request. Raises DagsterError with the server's own message."""
@@ -116,7 +122,14 @@ class DagsterServer:
 
     def launch_job(self, job: str, day: str | None = None, config: Mapping[str, Any] | None = None) -> str:
         """Starts a run of `job`, for the partition `day` if it has partitions; the id of the run."""
-        selector = {"repositoryName": "__repository__", "repositoryLocationName": MODULE, "jobName": job}
+        return self._launch({"jobName": job}, day, config)
+
+    def launch_assets(self, assets: Iterable[str], day: str) -> str:
+        """Starts a run of some assets' partition `day`, as `Materialize` in the UI does; the id of the run."""
+        return self._launch({"jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]} for asset in assets]}, day)
+
+    def _launch(self, job: Mapping[str, Any], day: str | None, config: Mapping[str, Any] | None = None) -> str:
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": self.module, **job}
         tags = [{"key": "dagster/partition", "value": day}] if day else []
         params = {"selector": selector, "executionMetadata": {"tags": tags}, "runConfigData": dict(config or {})}
         result = self.query(LAUNCH_JOB, {"params": params})["launchRun"]
@@ -129,6 +142,11 @@ class DagsterServer:
         """The run's status and its steps', as GraphQL gives them."""
         result: dict[str, Any] = self.query(RUN, {"id": run_id})["runOrError"]
         return result
+
+    def runs(self, job: str) -> list[dict[str, Any]]:
+        """All runs of `job` with their statuses and tags, as GraphQL gives them, the newest first."""
+        results: list[dict[str, Any]] = self.query(RUNS, {"job": job})["runsOrError"]["results"]
+        return results
 
     def failures(self) -> list[str]:
         """Why the latest failed steps failed."""
@@ -153,10 +171,9 @@ def prepare_instance(home: Path) -> None:
         shutil.copyfile(INSTANCE_SETTINGS, target)
 
 
-def dagster_command(port: int) -> list[str]:
-    """The command that serves this project's graph on `port`."""
-    module = ["--module-name", MODULE]
-    return [sys.executable, "-m", "dagster", "dev", *module, "--host", "127.0.0.1", "--port", str(port)]
+def dagster_command(port: int, module: str) -> list[str]:
+    """The command that serves a module's graph on `port`."""
+    return [sys.executable, "-m", "dagster", "dev", "--module-name", module, "--host", "127.0.0.1", "--port", str(port)]
 
 
 @contextmanager
@@ -171,7 +188,9 @@ def only_one(home: Path) -> Iterator[None]:
 
 
 @contextmanager
-def serve(home: Path, environment: Mapping[str, str], port: int | None = None) -> Iterator[DagsterServer]:
+def serve(
+    home: Path, environment: Mapping[str, str], port: int | None = None, module: str = MODULE
+) -> Iterator[DagsterServer]:
     """Runs Dagster on the instance `home` and stops it, with all its children, at the end.
 
     Raises:
@@ -182,7 +201,7 @@ def serve(home: Path, environment: Mapping[str, str], port: int | None = None) -
     with only_one(home), (home / "dagster.log").open("ab") as log:
         port = port or free_port()
         process = subprocess.Popen(
-            dagster_command(port),
+            dagster_command(port, module),
             env={**os.environ, **environment, "DAGSTER_HOME": str(home.resolve())},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -190,7 +209,7 @@ def serve(home: Path, environment: Mapping[str, str], port: int | None = None) -
             start_new_session=True,
         )
         try:
-            yield started(process, DagsterServer(f"http://127.0.0.1:{port}"), home / "dagster.log")
+            yield started(process, DagsterServer(f"http://127.0.0.1:{port}", module), home / "dagster.log")
         finally:
             stop_group(process)
 

@@ -40,10 +40,13 @@ def snake(values: Any) -> Any:
 def test_the_instance_has_the_settings_of_the_embedded_one() -> None:
     concurrency = snake(VALUES["concurrency"])
     assert concurrency.pop("enabled")
+    coordinator = VALUES["dagsterDaemon"]["runCoordinator"]
+    assert (coordinator["enabled"], coordinator["type"]) == (True, "CustomRunCoordinator")
     added = dict(VALUES["additionalInstanceConfig"])
     del added["local_artifact_storage"]
     found = {
         "telemetry": VALUES["telemetry"],
+        "run_coordinator": coordinator["config"]["customRunCoordinator"],
         "concurrency": concurrency,
         "run_monitoring": snake(VALUES["dagsterDaemon"]["runMonitoring"]),
         "run_retries": snake(VALUES["dagsterDaemon"]["runRetries"]),
@@ -90,7 +93,7 @@ def test_the_chart_makes_an_instance_that_dagster_takes(tmp_path: Path, monkeypa
     (tmp_path / "dagster.yaml").write_text(text)
     ref = InstanceRef.from_dir(str(tmp_path))
     classes = [data.class_name for data in (ref.run_launcher_data, ref.run_coordinator_data) if data]
-    assert classes == ["K8sRunLauncher", "QueuedRunCoordinator"]
+    assert classes == ["K8sRunLauncher", "RunQueues"]
     deployments = [each["spec"]["template"]["spec"] for each in documents if each["kind"] == "Deployment"]
     accounts = {each["serviceAccountName"] for each in deployments}
     assert accounts == {"dagster"}
