@@ -1,7 +1,7 @@
 """A small graph in the project's queues and pools, whose runs take as long as a test wants.
 
 A code server loads it. Its runs meet the test in the folder QUEUE_WORLD: each of its steps leaves a file there that is
-named by the step and the run and holds the process' id; while there is a file `hold` when it begins, it goes on for ever.
+named by the step and the run and holds the process' id; if there is a file `hold` when it begins, it never ends.
 """
 
 import os
