@@ -86,7 +86,8 @@ class Queue:
 class Outbox:
     """All that has to be kept: how far each source was read, which keys were taken, and who has not been told what.
 
-    Recipients are names that give nothing away. `failed_at` is when a message was last refused, 0 if never.
+    Recipients are names that give nothing away. `looked_at` is when it was last looked for what is new, `failed_at`
+    when a message was last refused, 0 if never.
     """
 
     positions: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Outbox:
     sent: int = 0
     lost: int = 0
     failed_at: float = 0.0
+    looked_at: float = 0.0
 
     def keep_recipients(self, names: Iterable[str]) -> None:
         """Forgets who is no recipient any more, and begins a list for who is new."""

@@ -85,12 +85,11 @@ def tell_people(
     outbox = read_outbox(context.instance)
     fresh = outbox is None
     outbox = outbox or Outbox()
-    before = outbox.encode()
+    outbox.looked_at = now
     outbox.keep_recipients(recipients)
     troubles, behind = _read(context, lake, outbox, now, fresh=fresh)
     outbox.tidy(now)
-    if outbox.encode() != before:
-        _save(context.instance, outbox)
+    _save(context.instance, outbox)
     if fresh:
         return dg.SkipReason("; ".join(["what happens from now on is told", *troubles]))
     sent = 0 if behind else _send(context, notifier, outbox, now, troubles)

@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "watch": "mlops_assets.cli.watch:watch",
     "demo": "mlops_assets.cli.demo:demo",
     "ui": "mlops_assets.cli.ui:ui",
+    "monitor": "mlops_assets.cli.monitor:monitor",
     "spark-environment": "mlops_assets.cli.spark_environment:spark_environment",
 }
 
