@@ -1,7 +1,7 @@
-"""The dashboard: is the fleet answering, by which model, and how did the days' runs end.
+"""The dashboard: is the fleet answering, by which model, are the days there, and how did their runs end.
 
-`python deploy/grafana/dashboard.py` writes mlops-assets.json, which Grafana loads. Prometheus knows the workers;
-Dagster has no metrics of its own, so its runs and checks are read from its database.
+`python deploy/grafana/dashboard.py` writes mlops-assets.json, which Grafana loads. Prometheus knows the workers and,
+by the monitor, Dagster's vital signs; the lists of runs and checks are read from Dagster's database.
 """
 
 from __future__ import annotations
@@ -67,6 +67,35 @@ CURVES: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
 )
 """Title, unit, and queries by legend."""
 
+LIVE: Final = 'daemon=~"SENSOR|SCHEDULER|BACKFILL|QUEUED_RUN_COORDINATOR"'
+REAPED: Final = 'dagster_job="reap_clusters", status="success"'
+DAYS_NOW: Final = (
+    ("Days late", 'sum(mlops_days{state="late", asset="promoted_model"})', "short"),
+    ("Days failed", 'sum(mlops_days{state="failed"})', "short"),
+    ("Runs queued", 'sum(mlops_runs{status="queued"})', "short"),
+    ("Age of production's model", "time() - max(mlops_champion_timestamp_seconds)", "s"),
+    ("Daemon's last sign of life", f"time() - min(mlops_daemon_heartbeat_timestamp_seconds{{{LIVE}}})", "s"),
+    ("Reaper's last success", f"time() - max(mlops_job_last_timestamp_seconds{{{REAPED}}})", "s"),
+)
+DAYS_CURVES: Final[tuple[tuple[str, str, dict[str, str]], ...]] = (
+    ("Runs that have not ended", "short", {"{{status}}": "sum by (status) (mlops_runs)"}),
+    ("Wait of the oldest queued run", "s", {"wait": "max(mlops_queue_oldest_seconds)"}),
+    (
+        "Hours of Spark's clusters, in a day",
+        "h",
+        {"{{asset}}": "sum by (asset) (increase(mlops_spark_cluster_seconds_total[1d])) / 3600"},
+    ),
+    (
+        "Messages to people",
+        "short",
+        {
+            "sent in an hour": "sum(increase(mlops_messages_sent_total[1h]))",
+            "waiting": "sum(mlops_messages_waiting)",
+            "given up in an hour": "sum(increase(mlops_messages_lost_total[1h]))",
+        },
+    ),
+)
+
 TABLES: Final = (
     (
         "The latest run of each job and day",
@@ -115,17 +144,18 @@ def build() -> dict[str, Any]:
     """The dashboard, as Grafana's JSON."""
     board = dashboard.Dashboard("Mobile ads: clicks to models to answers")
     board = board.uid("mlops-assets").tags(["mlops-assets"]).refresh("30s").time("now-6h", "now").readonly()
-    board = board.with_row(dashboard.Row("The workers, now"))
-    for title, expr, unit in NOW:
-        number = stat.Panel().title(title).datasource(PROMETHEUS).unit(unit).height(4).span(WIDTH // len(NOW))
-        board = board.with_panel(number.with_target(query(expr)))
-    board = board.with_row(dashboard.Row("The workers"))
-    for title, unit, queries in CURVES:
-        curve = timeseries.Panel().title(title).datasource(PROMETHEUS).unit(unit).height(7).span(WIDTH // 2).min(0)
-        for ref, (legend, expr) in zip(ascii_uppercase, queries.items(), strict=False):
-            curve = curve.with_target(query(expr, legend, ref))
-        board = board.with_panel(curve)
-    board = board.with_row(dashboard.Row("The days"))
+    for row, numbers in (("The workers, now", NOW), ("The days, now", DAYS_NOW)):
+        board = board.with_row(dashboard.Row(row))
+        for title, expr, unit in numbers:
+            number = stat.Panel().title(title).datasource(PROMETHEUS).unit(unit).height(4).span(WIDTH // len(numbers))
+            board = board.with_panel(number.with_target(query(expr)))
+    for row, curves in (("The workers", CURVES), ("The days", DAYS_CURVES)):
+        board = board.with_row(dashboard.Row(row))
+        for title, unit, queries in curves:
+            curve = timeseries.Panel().title(title).datasource(PROMETHEUS).unit(unit).height(7).span(WIDTH // 2).min(0)
+            for ref, (legend, expr) in zip(ascii_uppercase, queries.items(), strict=False):
+                curve = curve.with_target(query(expr, legend, ref))
+            board = board.with_panel(curve)
     for title, sql in TABLES:
         rows = table.Panel().title(title).datasource(DAGSTER).height(9).span(WIDTH)
         board = board.with_panel(rows.with_target(Sql(sql)))

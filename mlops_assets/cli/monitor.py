@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", default=9092, show_default=True, help="The port to listen on.")
+@click.option("--port", default=9464, show_default=True, help="The port to listen on.")
 @click.option("--alerts", is_flag=True, help="Also take Alertmanager's webhooks: POST /alerts and /watchdog.")
 @click.option("--due-hours", default=9.0, show_default=True, help="How long after its end a day counts as late.")
 def monitor(host: str, port: int, alerts: bool, due_hours: float) -> None:
@@ -38,13 +38,13 @@ def monitor(host: str, port: int, alerts: bool, due_hours: float) -> None:
     from prometheus_client import CollectorRegistry
 
     from mlops_assets.automation.metrics import Vitals
-    from mlops_assets.resources.environment import resources
+    from mlops_assets.resources.environment import lake
+    from mlops_assets.resources.notifier import Notifier
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    made = resources()
     with dg.DagsterInstance.get() as instance, Server((host, port), CollectorRegistry()) as server:
-        server.registry.register(Vitals(instance, made["lake"], due_hours))
-        server.desk = Desk(made["notifier"]) if alerts else None
+        server.registry.register(Vitals(instance, lake(), due_hours))
+        server.desk = Desk(Notifier()) if alerts else None
         click.echo(f"Dagster's vital signs: http://{host}:{server.server_port}/metrics")
         server.serve_forever()
 

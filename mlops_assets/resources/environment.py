@@ -122,9 +122,22 @@ def systems(form: str, home: Path) -> dict[str, Any]:
     raise ValueError(f"MLOPS_ENVIRONMENT is {form!r}; it must be embedded or real")
 
 
+def lake() -> LakeResource:
+    """The lake alone, for what needs no other system. Raises ValueError naming the variable that it lacks."""
+    if ENVIRONMENT == "embedded":
+        return LakeResource(root=str(_home() / "lake"))
+    if root := os.environ.get("MLOPS_LAKE"):
+        return LakeResource(root=root)
+    raise ValueError(f"MLOPS_ENVIRONMENT is {ENVIRONMENT}, which needs MLOPS_LAKE ({REQUIRED['MLOPS_LAKE']})")
+
+
+def _home() -> Path:
+    return Path(os.environ.get("MLOPS_HOME", DEFAULT_HOME)).resolve()
+
+
 def resources() -> dict[str, Any]:
     """The resources of the graph, by MLOPS_ENVIRONMENT and MLOPS_HOME. Raises ValueError for what they can't be."""
-    return systems(ENVIRONMENT, Path(os.environ.get("MLOPS_HOME", DEFAULT_HOME)).resolve())
+    return systems(ENVIRONMENT, _home())
 
 
 def _local_fleet(images: Images, home: Path) -> LocalFleet:

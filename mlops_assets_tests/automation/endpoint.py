@@ -13,7 +13,10 @@ SECRET = "s3cr3t-t0ken"
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Keeps what it was sent in `titles` and `texts`. `status` is what it answers, after `seconds`."""
+    """Keeps what it was sent in `titles` and `texts`, and the paths of `calls` without a body.
+
+    `status` is what it answers, after `seconds`.
+    """
 
     daemon_threads = True
 
@@ -22,6 +25,7 @@ class Endpoint(ThreadingHTTPServer):
         self.status, self.seconds = 200, 0.0
         self.titles: list[str] = []
         self.texts: list[str] = []
+        self.calls: list[str] = []
         self.attempts = 0
 
     @property
@@ -40,6 +44,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.status == 200 and not self.server.seconds:
             self.server.titles.append(document["title"])
             self.server.texts.append(document["message"])
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.server.calls.append(self.path)
         self.send_response(self.server.status)
         self.end_headers()
 

@@ -22,10 +22,11 @@ from mlops_assets.cli.dagster_server import free_port
 from mlops_assets.cli.servers import Postgres, find_postgres, find_s3_server, serving
 from mlops_assets.resources.kafka import kafka_jars
 from mlops_assets.resources.programs import cache_folder, jars, java, run
+from mlops_assets_tests.automation.endpoint import Endpoint
 from mlops_assets_tests.deploy.compose import DEPLOY, Service, compose, interpolate, load, map_strings
 
-PORTS: Final = (5432, 7070, 9092, 9093, 9094, 5000, 4000, 3000, 9090)
-ADDRESS: Final = re.compile(r"(?<![\w.])(?:postgres|s3|kafka|mlflow|code|127\.0\.0\.1)?:(\d{4})\b")
+PORTS: Final = (5432, 7070, 9092, 9093, 9094, 5000, 4000, 3000, 9090, 9193, 9464)
+ADDRESS: Final = re.compile(r"(?<![\w.])(?:postgres|s3|kafka|mlflow|code|monitor|alertmanager|127\.0\.0\.1)?:(\d{4})\b")
 SECONDS: Final = 60
 
 
@@ -36,7 +37,12 @@ def kafka_tools() -> Path:
 
 
 class Machine:
-    """A folder in which the stack's services run. `ports` maps a port of the stack to the one that it has here."""
+    """A folder in which the stack's services run. `ports` maps a port of the stack to the one that it has here.
+
+    `people` is where messages go to.
+    """
+
+    people: Endpoint
 
     def __init__(self, folder: Path, values: Mapping[str, str]) -> None:
         self.folder = folder
@@ -50,6 +56,7 @@ class Machine:
             "/var/lib/kafka/data": "kafka-data",
             "/data": "s3-data",
             "/prometheus": "prometheus-data",
+            "/alertmanager": "alertmanager-data",
         }
         self.paths = {inside: folder / name for inside, name in names.items()}
         for path in self.paths.values():
@@ -124,6 +131,8 @@ class Machine:
             command = self._kafka(service["environment"])
         elif name == "prometheus":  # everywhere in a container is not everywhere on this machine
             command = ["prometheus", *command, f"--web.listen-address=127.0.0.1:{self.ports[9090]}"]
+        elif name == "alertmanager":
+            command = ["prometheus-alertmanager", *command]
         log = self.folder / name / "log"
         log.parent.mkdir(exist_ok=True)
         return serving(command, log, service["environment"], partial(self.is_healthy, service))
@@ -178,6 +187,6 @@ class Machine:
                 target.parent.mkdir(exist_ok=True)
                 shutil.copy(DEPLOY / self.document["configs"][each["source"]]["file"], target)
                 self.paths[each["target"]] = target
-                if each["source"] == "prometheus":
+                if each["source"] in ("prometheus", "alertmanager"):
                     text = "\n".join(map(self.here, target.read_text().splitlines()))
                     target.write_text(text.replace("inference:$1", "127.0.0.1:$1"))

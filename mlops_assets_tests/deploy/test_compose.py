@@ -85,7 +85,7 @@ def test_nothing_runs_as_root() -> None:
         if target := service.get("build", {}).get("target"):
             stage = re.split(r"^FROM ", dockerfile.split(f"AS {target}\n")[1], maxsplit=1, flags=re.MULTILINE)[0]
             assert re.findall(r"^USER (.*)$", stage, re.MULTILINE)[-1] == "10001:10001"
-        elif image not in ("apache/kafka", "prom/prometheus", "grafana/grafana"):
+        elif image not in ("apache/kafka", "prom/prometheus", "prom/alertmanager", "grafana/grafana"):
             assert user
             assert user.partition(":")[0] != "0"
 

@@ -29,6 +29,7 @@ from mlops_assets.resources.inference import LocalFleet
 from mlops_assets.resources.kafka import kafka_jars
 from mlops_assets.resources.oci_layout import OciLayout
 from mlops_assets.resources.programs import ProgramError
+from mlops_assets_tests.automation.endpoint import endpoint
 from mlops_assets_tests.deploy.compose import DEPLOY, example_variables, load
 from mlops_assets_tests.deploy.processes import Machine, kafka_tools
 from mlops_assets_tests.inference.tiny_model import write_model
@@ -53,20 +54,33 @@ def machine() -> Iterator[Machine]:
         kafka_jars(), kafka_tools()
     except ProgramError as error:
         pytest.skip(str(error))
-    for program, package in {"prometheus": "prometheus", "psql": "postgresql-client", "flock": "util-linux"}.items():
+    programs = {
+        "prometheus": "prometheus",
+        "prometheus-alertmanager": "prometheus-alertmanager",
+        "psql": "postgresql-client",
+        "flock": "util-linux",
+    }
+    for program, package in programs.items():
         if shutil.which(program) is None:
             pytest.skip(f"no {program}: install the package {package}")
-    values = {name: value or secrets.token_hex(12) for name, value in example_variables().items()}
+    told = ("MLOPS_NOTIFY_URLS", "MLOPS_WATCHDOG_URL")
+    values = {n: value if n in told else value or secrets.token_hex(12) for n, value in example_variables().items()}
     # Not below pytest's folders: only their owner may enter them, and Postgres may have to run as another user.
     with TemporaryDirectory(prefix="mlops-assets-stack-") as folder, ExitStack() as stack:
+        people = stack.enter_context(endpoint())
+        values |= {
+            "MLOPS_NOTIFY_URLS": people.url,
+            "MLOPS_WATCHDOG_URL": f"http://127.0.0.1:{people.server_port}/alive",
+        }
         Path(folder).chmod(0o755)
         found = Machine(Path(folder), values)
         for name in ("postgres", "s3", "kafka"):
             stack.enter_context(found.running(name))
         found.run("init")
         found.run("init")  # as after a restart of the machine: what is there stays
-        for name in ("mlflow", "inference", "code", "webserver", "daemon", "prometheus"):
+        for name in ("mlflow", "inference", "code", "webserver", "daemon", "monitor", "alertmanager", "prometheus"):
             stack.enter_context(found.running(name))
+        found.people = people
         yield found
 
 
@@ -180,3 +194,17 @@ def test_prometheus_has_the_rules_and_finds_the_workers_that_a_rollout_starts(ma
     wait_until(lambda: len(ready()) == 2)
     partitions = prometheus(machine, "query", query="sum(inference_partitions)")["result"][0]["value"][1]
     assert partitions == "12"
+
+
+def test_prometheus_knows_dagsters_side_and_alerts_reach_people(machine: Machine) -> None:
+    def answers(text: str) -> list[Any]:
+        return list(prometheus(machine, "query", query=text)["result"])
+
+    wait_until(lambda: len(answers("mlops_source_up == 1")) == 7)
+    wait_until(lambda: len(answers('mlops_daemon_heartbeat_timestamp_seconds{daemon="SENSOR"} > time() - 300')) == 1)
+    wait_until(lambda: bool(machine.people.calls))  # Watchdog, through Prometheus, Alertmanager and the monitor
+    url = f"http://127.0.0.1:{machine.ports[9193]}/api/v2/alerts"
+    alert = {"labels": {"alertname": "ATest", "namespace": "here"}, "annotations": {"summary": "Something is wrong"}}
+    assert requests.post(url, json=[alert], timeout=SECONDS).ok
+    wait_until(lambda: "Alert: ATest" in machine.people.titles)
+    assert "ATest (here): Something is wrong" in "".join(machine.people.texts)
