@@ -1,7 +1,8 @@
 """The verdict of a day, and the champion as of it."""
 
 from collections.abc import Sequence
-from datetime import date, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -21,7 +22,7 @@ from mlops_assets.assets.days import day_by_day
 from mlops_assets.assets.training_set import training_set
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.store import Lake
-from mlops_assets.modelling.ledger import Entry, champion_as_of, verdict_of
+from mlops_assets.modelling.ledger import Entry, replay, time_after, verdict_of
 from mlops_assets.modelling.promotion import Verdict, judge
 from mlops_assets.partitions import daily, one_run_per_backfill, previous_day
 from mlops_assets.resources.lake import LakeResource
@@ -33,9 +34,10 @@ AUC_FLOOR: Final = 0.8
 """A model below this is never promoted, not even as the first champion."""
 
 ALPHA: Final = 0.05
-LEDGER_ROWS: Final = 30
+GATE: Final[dict[str, Any]] = {"version": "1", "floor": AUC_FLOOR, "alpha": ALPHA}
+"""What a verdict depends on besides its data. When it changes, the newest day is judged again, and nothing older."""
 
-END_OF_TIME: Final = "9999-12-31"
+LEDGER_ROWS: Final = 30
 
 
 def ledger(lake: Lake) -> list[Entry]:
@@ -44,17 +46,20 @@ def ledger(lake: Lake) -> list[Entry]:
 
 
 def production_champion(lake: Lake) -> Entry | None:
-    """The decision that made today's champion: the latest by the day it was made for, not by the clock."""
-    return champion_as_of(ledger(lake), END_OF_TIME)
+    """The decision that made the model that production has now."""
+    return replay(ledger(lake)).champion
 
 
-def record(lake: Lake, mlflow: MLflow, entry: Entry) -> None:
-    """Appends a decision and moves the champion alias to whatever model production has by it.
-
-    The alias follows the latest day's champion, so judging an old day again never demotes production.
-    """
+def record(lake: Lake, mlflow: MLflow, entry: Entry) -> Entry:
+    """Appends a decision with its time and what it leads to, and moves the champion alias to production's model."""
+    entries = ledger(lake)
+    entry = replace(entry, time=time_after(entries))
+    standing = replay([*entries, entry])
+    after = standing.as_of(entry.day) if entry.kind == "verdict" else standing.champion
+    entry = replace(entry, champion_after=after.model_version if after else None)
     lake.append_record(LEDGER, entry.key, entry.as_dict())
     align_alias(lake, mlflow)
+    return entry
 
 
 def align_alias(lake: Lake, mlflow: MLflow) -> None:
@@ -67,36 +72,50 @@ def align_alias(lake: Lake, mlflow: MLflow) -> None:
 
 
 def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
-    """The verdict of `day`: the ledger's, if the same candidate met the same champion before; else a new one."""
-    entries = ledger(lake)
-    champion = champion_as_of(entries, str(date.fromisoformat(day) - timedelta(days=1)))
+    """The verdict of `day`: the ledger's, if nothing that it was made of has changed; else a new one.
+
+    A day before the newest that was judged is history: its verdict says what would be decided now and moves nothing,
+    and other settings of the gate don't change it.
+    """
+    standing = replay(entries := ledger(lake))
+    historical, champion = standing.is_historical(day), standing.opponent(day)
+    before = champion.model_version if champion else None
     versions = data_versions(lake, day)
     run_id = mlflow.find({"day": day, "fingerprint": fingerprint(versions)})
-    before = champion.model_version if champion else None
     earlier = verdict_of(entries, day)
-    if earlier and (earlier.run_id, earlier.champion_before, earlier.data_versions) == (
-        run_id or "",
-        before,
-        versions,
-    ):
-        align_alias(lake, mlflow)
-        return earlier
+    if earlier and (earlier.run_id, earlier.data_versions) == (run_id or "", versions):
+        held = standing.held(earlier.model_version)
+        if historical or (earlier.champion_before, earlier.gate, earlier.held) == (before, GATE, held):
+            align_alias(lake, mlflow)
+            return earlier
     verdict, version = _judge(lake, mlflow, day, run_id, champion)
-    entry = Entry(
+    held = standing.held(version) if version else ""
+    new = Entry(
         day=day,
         kind="verdict",
         decided_by=decided_by,
-        reason=verdict.reason,
+        reason=_reason(verdict, held, standing.newest if historical else ""),
         model_version=version,
         run_id=run_id or "",
-        promoted=verdict.promoted,
+        promoted=verdict.promoted and not historical and not held,
+        historical=historical,
+        held=held,
         champion_before=before,
-        champion_after=version if verdict.promoted else before,
         verdict=verdict.as_dict(),
+        gate=GATE,
         data_versions=versions,
     )
-    record(lake, mlflow, entry)
-    return entry
+    return record(lake, mlflow, new)
+
+
+def _reason(verdict: Verdict, held: str, newest: str) -> str:
+    """Why the candidate was promoted or not; and what keeps a better one out."""
+    if newest:
+        would = "would be promoted" if verdict.promoted else "would not be promoted"
+        return f"history, since {newest} was judged before: production stays. Today it {would}: {verdict.reason}"
+    return (
+        f"{held}. Without that it would be promoted: {verdict.reason}" if held and verdict.promoted else verdict.reason
+    )
 
 
 def _judge(lake: Lake, mlflow: MLflow, day: str, run_id: str | None, champion: Entry | None) -> tuple[Verdict, str]:
@@ -138,6 +157,7 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
             "kind": each.kind,
             "model": each.model_version,
             "promoted": each.promoted,
+            "history": each.historical,
             **{name: each.verdict.get(name) for name in shown},
             "champion after": each.champion_after,
             "reason": each.reason,
@@ -148,6 +168,7 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     ]
     return {
         "promoted": entry.promoted,
+        "history": entry.historical,
         "reason": entry.reason,
         "candidate": entry.model_version or "none",
         "champion": entry.champion_after or "none",

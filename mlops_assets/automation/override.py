@@ -1,25 +1,29 @@
-"""A person's word on promotions: force a model into production, or revoke one, with a reason."""
+"""A person's word on promotions: force a model into production, pin it there, release it, or revoke it."""
 
-from dataclasses import replace
 from typing import Literal
 
 import dagster as dg
 from pydantic import Field
 
 from mlops_assets.assets.deployed_image import publish
-from mlops_assets.assets.promoted_model import END_OF_TIME, ledger, production_champion, record
+from mlops_assets.assets.promoted_model import ledger, production_champion, record
 from mlops_assets.automation.run_queues import operators
-from mlops_assets.modelling.ledger import Entry, champion_as_of
+from mlops_assets.modelling.ledger import Entry, replay
 from mlops_assets.resources.images import Images
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 
 
 class OverrideConfig(dg.Config):
-    """The decision. `forced` needs a model version that was once judged, `revoked` one that was promoted."""
+    """The decision. It counts from now on and changes no day that was judged."""
 
-    action: Literal["forced", "revoked"] = Field(description="forced: into production; revoked: out of it, for good.")
+    action: Literal["forced", "revoked", "released"] = Field(
+        description="forced: into production; revoked: out of it, until it is forced again; released: no longer pinned."
+    )
     model_version: str = Field(description="The model's version, as the promotion ledger shows it.")
+    pinned: bool = Field(
+        default=False, description="With `forced`: no candidate replaces the model until it is released."
+    )
     decided_by: str = Field(description="Who decides.")
     reason: str = Field(description="Why; it is kept with the decision.")
 
@@ -34,24 +38,31 @@ def record_override(
 ) -> None:
     """Appends the decision to the ledger and has the image of the champion that follows from it at hand."""
     store = lake.lake()
-    entries = ledger(store)
+    standing = replay(entries := ledger(store))
     judged = [entry for entry in entries if entry.model_version == config.model_version and entry.run_id]
     if not judged:
         known = sorted({entry.model_version for entry in entries if entry.run_id})
-        raise dg.Failure(f"no model {config.model_version!r} was ever judged; the ledger knows {', '.join(known)}")
-    before = production_champion(store)
-    last_day = max(entry.day for entry in entries)
+        raise dg.Failure(
+            f"no model {config.model_version!r} was ever judged; the ledger knows {', '.join(known)}",
+            allow_retries=False,
+        )
+    if config.pinned and config.action != "forced":
+        raise dg.Failure("only a model that is forced can be pinned: leave out `pinned`", allow_retries=False)
+    pinned = standing.pin.model_version if standing.pin else None
+    if config.action == "released" and pinned != config.model_version:
+        raise dg.Failure(f"model {config.model_version} is not pinned; pinned is {pinned}", allow_retries=False)
     entry = Entry(
-        day=last_day if config.action == "forced" else min(entry.day for entry in judged),
+        day=standing.newest,
         kind=config.action,
+        pinned=config.pinned,
         decided_by=config.decided_by,
         reason=config.reason,
         model_version=config.model_version,
         run_id=judged[-1].run_id,
-        champion_before=before.model_version if before else None,
+        champion_before=standing.champion.model_version if standing.champion else None,
     )
-    after = champion_as_of([*entries, entry], END_OF_TIME)
-    record(store, mlflow, replace(entry, champion_after=after.model_version if after else None))
+    record(store, mlflow, entry)
+    after = production_champion(store)
     if after is None:
         context.log.warning("no champion is left; the fleet keeps what it runs")
         return
@@ -61,7 +72,8 @@ def record_override(
 
 @dg.job(
     tags=operators("override"),
-    description="Force a model into production or revoke one, with a reason. The sensor then rolls the fleet.",
+    description="Force a model into production, pin it there, release it, or revoke it, with a reason. The sensor then "
+    "rolls the fleet."
 )
 def override() -> None:
     """One decision of a person."""

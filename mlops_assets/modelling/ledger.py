@@ -1,13 +1,14 @@
-"""The promotion ledger: every verdict ever given, and who is champion by it."""
+"""The promotion ledger: every decision ever made, and what production is by them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, Literal, Self, get_args
 
-Kind = Literal["verdict", "forced", "revoked"]
+Kind = Literal["verdict", "forced", "revoked", "released"]
+KINDS: Final = get_args(Kind)
 
 
 def _now() -> str:
@@ -16,10 +17,14 @@ def _now() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One decision. Entries are only ever appended; `champion_as_of` reads the present state off them.
+    """One decision. Entries are only ever appended; `replay` reads the present state off them.
 
-    A `verdict` is the gate's on day `day`, `promoted` or not. A person may have a model `forced` into production from
-    `day` on, or `revoked`: it is then no champion on `day` or later, until forced again.
+    A `verdict` is the gate's on day `day`, `promoted` or not. It is `historical` if a later day had been judged before:
+    it then says what would be decided now, and moves nothing. `held` says why a person's word kept the candidate out
+    whatever the gate found; empty if none did. `gate` holds the settings that the verdict was given by.
+
+    A person may have a model `forced` into production, `pinned` or not, or `revoked`, or have the pin `released`. That
+    counts from now on; `day` is then the newest day that had been judged.
     """
 
     day: str
@@ -29,15 +34,19 @@ class Entry:
     model_version: str
     run_id: str
     promoted: bool = False
+    historical: bool = False
+    pinned: bool = False
+    held: str = ""
     champion_before: str | None = None
     champion_after: str | None = None
     verdict: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] = field(default_factory=dict)
     data_versions: dict[str, str] = field(default_factory=dict)
     time: str = field(default_factory=_now)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("verdict", "forced", "revoked"):
-            raise ValueError(f"a ledger entry is a verdict, forced or revoked, not {self.kind!r}")
+        if self.kind not in KINDS:
+            raise ValueError(f"a ledger entry is one of {', '.join(KINDS)}, not {self.kind!r}")
         if self.kind != "verdict" and not (self.reason.strip() and self.decided_by.strip()):
             raise ValueError(f"a {self.kind} promotion needs a reason and the name of who decided")
 
@@ -62,24 +71,112 @@ class Entry:
             raise ValueError(f"the ledger record of {record.get('time')} is incomplete: {error}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What some decisions add up to.
+
+    `champion` is the decision that made production's model, None before the first promotion. `pin` is the decision that
+    keeps it there until a person releases it. `newest` is the newest day judged so far, empty before the first.
+    """
+
+    champion: Entry | None = None
+    pin: Entry | None = None
+    newest: str = ""
+    revoked: frozenset[str] = frozenset()
+    _reigns: tuple[Entry, ...] = ()
+    _champions: Mapping[str, Entry | None] = field(default_factory=dict)
+
+    def as_of(self, day: str) -> Entry | None:
+        """The decision that made the champion of `day`: what the verdict of the latest judged day up to it left behind.
+
+        A day after the newest has today's champion. What a person decides later changes no day that was judged.
+        """
+        if day > self.newest:
+            return self.champion
+        judged = max((each for each in self._champions if each <= day), default=None)
+        return self._champions[judged] if judged else None
+
+    def opponent(self, day: str) -> Entry | None:
+        """The decision that made the champion which a candidate of `day` has to beat."""
+        if day > self.newest:
+            return self.champion
+        if day == self.newest:  # judged again: its earlier verdict doesn't count
+            return _last(_without_verdict(self._reigns, day))
+        return self.as_of(str(date.fromisoformat(day) - timedelta(days=1)))
+
+    def is_historical(self, day: str) -> bool:
+        """Whether a verdict on `day` comes too late to move production: a later day has been judged."""
+        return day < self.newest
+
+    def held(self, model_version: str) -> str:
+        """Why no verdict can promote that model now; empty if one can."""
+        if model_version in self.revoked:
+            return f"model {model_version} was revoked: only a person can bring it back"
+        if self.pin:
+            return f"model {self.pin.model_version} is pinned by {self.pin.decided_by} until it is released"
+        return ""
+
+
+def replay(entries: Iterable[Entry]) -> Standing:
+    """What the decisions add up to, taken in the order in which they were made.
+
+    Production moves by a verdict on a day later than every day judged before, or by a person. The newest day may be
+    judged again: its last verdict counts. A revoked model hands back to whatever reigned before it.
+    """
+    standing = Standing()
+    for entry in sorted(entries, key=lambda entry: (entry.time, entry.key)):
+        standing = _after(standing, entry)
+    return standing
+
+
+def champion_as_of(entries: Iterable[Entry], day: str) -> Entry | None:
+    """The decision that made the champion of `day`; see Standing.as_of."""
+    return replay(entries).as_of(day)
+
+
 def verdict_of(entries: Iterable[Entry], day: str) -> Entry | None:
     """The gate's last word on `day`; entries in the order in which they were made."""
     return next((entry for entry in reversed(list(entries)) if entry.day == day and entry.kind == "verdict"), None)
 
 
-def champion_as_of(entries: Iterable[Entry], day: str) -> Entry | None:
-    """The entry that made the champion of `day`: the latest promotion before or on it, whatever days are missing.
+def time_after(entries: Iterable[Entry]) -> str:
+    """The time of a decision that is made now, after these: a clock that was fast once must not reorder the ledger."""
+    latest = max((entry.time for entry in entries), default="")
+    now = _now()
+    if latest < now:
+        return now
+    return (datetime.fromisoformat(latest) + timedelta(microseconds=1)).isoformat(timespec="microseconds")
 
-    A day judged again counts by its last verdict. On one day, what a person forced outranks the verdict. A revoked
-    model is passed over, and its predecessor is champion again.
-    """
-    past = sorted((entry for entry in entries if entry.day <= day), key=lambda entry: entry.time)
-    last_verdict = {entry.day: entry for entry in past if entry.kind == "verdict"}
-    revoked = {entry.model_version: entry.time for entry in past if entry.kind == "revoked"}
-    standing = [
-        entry
-        for entry in past
-        if (entry.kind == "forced" and entry.time > revoked.get(entry.model_version, ""))
-        or (entry.promoted and last_verdict.get(entry.day) is entry and entry.model_version not in revoked)
-    ]
-    return max(standing, key=lambda entry: (entry.day, entry.kind == "forced", entry.time), default=None)
+
+def _after(standing: Standing, entry: Entry) -> Standing:
+    if entry.kind == "verdict":
+        return _after_verdict(standing, entry)
+    reigns, pin, revoked = standing._reigns, standing.pin, standing.revoked
+    if entry.kind == "forced":
+        reigns, revoked = (*reigns, entry), revoked - {entry.model_version}
+        pin = entry if entry.pinned else None
+    elif entry.kind == "revoked":
+        reigns = tuple(each for each in reigns if each.model_version != entry.model_version)
+        revoked |= {entry.model_version}
+        pin = None if pin and pin.model_version == entry.model_version else pin
+    else:
+        pin = None
+    return Standing(_last(reigns), pin, standing.newest, revoked, reigns, standing._champions)
+
+
+def _after_verdict(standing: Standing, entry: Entry) -> Standing:
+    if standing.is_historical(entry.day):
+        return standing
+    reigns = _without_verdict(standing._reigns, entry.day)
+    if entry.promoted and not standing.held(entry.model_version):
+        reigns = (*reigns, entry)
+    champions = {**standing._champions, entry.day: _last(reigns)}
+    return Standing(_last(reigns), standing.pin, entry.day, standing.revoked, reigns, champions)
+
+
+def _without_verdict(reigns: tuple[Entry, ...], day: str) -> tuple[Entry, ...]:
+    return tuple(each for each in reigns if (each.kind, each.day) != ("verdict", day))
+
+
+def _last(reigns: tuple[Entry, ...]) -> Entry | None:
+    return reigns[-1] if reigns else None
