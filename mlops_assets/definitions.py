@@ -12,6 +12,7 @@ from mlops_assets.assets.landing import landing
 from mlops_assets.assets.promoted_model import promoted_model
 from mlops_assets.assets.raw_clicks import raw_clicks
 from mlops_assets.assets.training_set import training_set
+from mlops_assets.assets.training_window import training_window
 from mlops_assets.automation import daily, late_data, observe_fleet, override, reap_clusters, rollout, tell_people
 from mlops_assets.checks import clicks, models
 from mlops_assets.resources.environment import resources
@@ -21,6 +22,7 @@ defs = dg.Definitions(
         landing,
         raw_clicks,
         training_set,
+        training_window,
         candidate_model,
         promoted_model,
         deployed_image,

@@ -30,15 +30,41 @@ daily: Final = dg.DailyPartitionsDefinition(
 TRAINING_WINDOW_DAYS: Final = 7
 """A candidate for day D is trained on the days from D - 7 to D - 1."""
 
-training_window: Final = dg.TimeWindowPartitionMapping(
-    start_offset=-TRAINING_WINDOW_DAYS, allow_nonexistent_upstream_partitions=True
+days_before: Final = dg.TimeWindowPartitionMapping(
+    start_offset=-TRAINING_WINDOW_DAYS, end_offset=-1, allow_nonexistent_upstream_partitions=True
 )
-"""Day D needs the features of the training window and its own, on which the candidate is judged."""
+"""The training window of day D. Only the asset `training_window`, which nobody materializes, depends by it: Dagster
+walks a backfill's days downstream through the mappings, so between two assets of a backfill it would add later days."""
 
-previous_day: Final = dg.TimeWindowPartitionMapping(
-    start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
+GRAPH: Final = (
+    "raw_clicks",
+    "training_set",
+    "candidate_model",
+    "promoted_model",
+    "deployed_image",
+    "batch_predictions",
 )
-"""Day D needs what was decided on D - 1."""
+"""What a day is made into, in this order. Each asset names all that it is made of, also at second hand: a backfill of
+some assets leaves out, without a word, one that is connected with the others only through an asset not chosen."""
 
-one_run_per_backfill: Final = dg.BackfillPolicy.single_run()
-"""All days of a backfill come in one run: one Spark cluster, or one walk through the verdicts in day order."""
+LONGEST_BACKFILL: Final = 100_000
+
+
+def run_of_its_own(asset: str) -> dg.BackfillPolicy:
+    """The policy of an asset that takes all consecutive days of a backfill in one run, and shares it with no other.
+
+    One Spark cluster serves all days, and verdicts are given in day order. Dagster puts assets of equal policies into
+    one run; there the first asset's first bad day would end all days of the others. So the policies differ, by a number
+    that no backfill reaches.
+    """
+    return dg.BackfillPolicy.multi_run(max_partitions_per_run=LONGEST_BACKFILL + GRAPH.index(asset))
+
+
+def training_window(day: str) -> list[str]:
+    """The days that a candidate of `day` is trained on, as far as they are there, in order."""
+    return [str(date.fromisoformat(day) - timedelta(days=n)) for n in range(TRAINING_WINDOW_DAYS, 0, -1)]
+
+
+def trained_with(day: str) -> list[str]:
+    """The days whose training window holds `day`, in order."""
+    return [str(date.fromisoformat(day) + timedelta(days=n)) for n in range(1, TRAINING_WINDOW_DAYS + 1)]

@@ -2,24 +2,27 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
-from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
 from mlops_assets.assets import metadata
+from mlops_assets.assets.days import day_by_day
 from mlops_assets.assets.training_set import training_set
+from mlops_assets.assets.training_window import training_window, window_versions
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
+from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.evaluation import evaluate, importance
 from mlops_assets.modelling.sample import Sample, sample
-from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, training_window
+from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
@@ -32,18 +35,12 @@ HOLDOUT_ROWS: Final = 2_000_000
 SEED: Final = 7
 
 
-def training_days(lake: Lake, day: str) -> list[str]:
-    """The days of the training window before `day` that the lake holds, in order."""
-    window = [str(date.fromisoformat(day) - timedelta(days=n)) for n in range(TRAINING_WINDOW_DAYS, 0, -1)]
-    return [earlier for earlier in window if lake.manifest(TRAINING_SET, earlier)]
-
-
 def data_versions(lake: Lake, day: str) -> dict[str, str]:
     """The versions of what the candidate of `day` is made of: the window's training sets, and its own day's.
 
     Raises MissingPartitionError without the training set of `day`.
     """
-    return {each: lake.require(TRAINING_SET, each).version for each in [*training_days(lake, day), day]}
+    return {**window_versions(lake, day), day: lake.require(TRAINING_SET, day).version}
 
 
 def fingerprint(versions: dict[str, str]) -> str:
@@ -54,7 +51,7 @@ def fingerprint(versions: dict[str, str]) -> str:
 
 def trainable(lake: Lake, day: str) -> bool:
     """Whether the training window of `day` holds both kinds of click."""
-    window = [lake.require(TRAINING_SET, each) for each in training_days(lake, day)]
+    window = [lake.require(TRAINING_SET, each) for each in window_versions(lake, day)]
     installs = sum(int(each.metadata["installs"]) for each in window)
     return 0 < installs < sum(each.rows for each in window)
 
@@ -72,45 +69,36 @@ def _batches(lake: Lake, days: Sequence[str]) -> Iterator[tuple[NDArray[np.float
             yield np.column_stack([array.astype(np.float32) for array in arrays[:-1]]), arrays[-1]
 
 
-@dg.asset(
-    deps=[dg.AssetDep(training_set, partition_mapping=training_window)],
-    partitions_def=daily,
-    group_name="models",
-    owners=metadata.OWNERS,
-    kinds={"scikitlearn", "mlflow"},
-    code_version=CODE_VERSION,
-    description="The best of LogisticRegression, HistGradientBoosting and RandomForest, trained and chosen on the days "
-    f"before this one ({TRAINING_WINDOW_DAYS} at most), and its ROC-AUC on this day as the mean of 100 bootstrap "
-    "samples. Exported to ONNX, checked against scikit-learn, and logged to MLflow. The first day has none.",
-)
-def candidate_model(
-    context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow
-) -> dg.MaterializeResult[None]:
-    """Trains a candidate, unless MLflow has the one of the same data and code; judges it either way."""
+def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run: str) -> dict[str, Any]:
+    """Trains the day's candidate, unless MLflow has the one of the same data and code; judges it either way.
+
+    Returns what people read about it.
+    """
     # scikit-learn and matplotlib take five seconds to import, which every process that loads the graph would pay.
     from mlops_assets.modelling import plots
     from mlops_assets.modelling.training import NothingToLearn, train_candidate
 
-    store, day = lake.lake(), context.partition_key
-    versions = data_versions(store, day)
+    versions = data_versions(lake, day)
     days = list(versions)[:-1]
     tags = {"day": day, "fingerprint": fingerprint(versions)}
     run_id = mlflow.find(tags)
     with TemporaryDirectory(prefix="candidate-") as scratch:
         if run_id is not None:
-            context.log.info(f"{day}: MLflow run {run_id} has the same data and code; nothing is trained")
+            log.info(f"{day}: MLflow run {run_id} has the same data and code; nothing is trained")
             folder = mlflow.model_folder(run_id, Path(scratch))
         else:
-            window = sample(_batches(store, days), TRAINING_ROWS, SEED)
-            context.log.info(f"{day}: training on {len(window):,} clicks of {', '.join(days) or 'no day'}")
+            window = sample(_batches(lake, days), TRAINING_ROWS, SEED)
+            log.info(f"{day}: training on {len(window):,} clicks of {', '.join(days) or 'no day'}")
             try:
                 candidate = train_candidate(window, day=day, trained_on=days, seed=SEED)
             except NothingToLearn as reason:
-                return dg.MaterializeResult(metadata={"algorithm": "none", "reason": str(reason)})
+                return {"algorithm": "none", "reason": str(reason)}
+            if data_versions(lake, day) != versions:
+                raise ConflictError(f"{day}: a training set was replaced while it was trained on; train it again")
             folder = Path(scratch)
             candidate.write(folder)
         model = Model.load(folder)
-        clicks = holdout(store, day)
+        clicks = holdout(lake, day)
         probability = model.probability(clicks.features)
         evaluation = evaluate(clicks.label, probability, SEED)
         pictures, lost = {}, importance(model.probability, clicks.features, clicks.label, SEED)
@@ -124,7 +112,7 @@ def candidate_model(
             numbers = {name: value for name, value in evaluation.as_dict().items() if value is not None}
             run_id = mlflow.log_candidate(
                 name=f"{day} {model.description['algorithm']}",
-                tags={**tags, "model_version": model.version, "dagster_run": context.run.run_id},
+                tags={**tags, "model_version": model.version, "dagster_run": dagster_run},
                 model=folder,
                 parameters={
                     "algorithm": model.description["algorithm"],
@@ -143,17 +131,38 @@ def candidate_model(
                 plots=pictures,
             )
     url = mlflow.url(run_id)
-    return dg.MaterializeResult(
-        metadata={
-            "algorithm": model.description["algorithm"],
-            "model_version": model.version,
-            "mean_bootstrap_auc": "undefined" if evaluation.mean is None else evaluation.mean,
-            "clicks_judged_on": evaluation.clicks,
-            "installs_judged_on": evaluation.installs,
-            "trained_on": ", ".join(days),
-            "training_rows": model.description["clicks"],
-            "selection_auc": dg.MetadataValue.json(model.description["selection"]),
-            "mlflow_run": dg.MetadataValue.url(url) if url else run_id,
-            **{name: metadata.picture(png) for name, png in pictures.items()},
-        }
-    )
+    return {
+        "algorithm": model.description["algorithm"],
+        "model_version": model.version,
+        "mean_bootstrap_auc": "undefined" if evaluation.mean is None else evaluation.mean,
+        "clicks_judged_on": evaluation.clicks,
+        "installs_judged_on": evaluation.installs,
+        "trained_on": ", ".join(days),
+        "training_rows": model.description["clicks"],
+        "selection_auc": dg.MetadataValue.json(model.description["selection"]),
+        "mlflow_run": dg.MetadataValue.url(url) if url else run_id,
+        **{name: metadata.picture(png) for name, png in pictures.items()},
+    }
+
+
+@dg.asset(
+    deps=["raw_clicks", training_set, training_window],
+    partitions_def=daily,
+    backfill_policy=run_of_its_own("candidate_model"),
+    group_name="models",
+    owners=metadata.OWNERS,
+    kinds={"scikitlearn", "mlflow"},
+    code_version=CODE_VERSION,
+    description="The best of LogisticRegression, HistGradientBoosting and RandomForest, trained and chosen on the days "
+    f"before this one ({TRAINING_WINDOW_DAYS} at most), and its ROC-AUC on this day as the mean of 100 bootstrap "
+    "samples. Exported to ONNX, checked against scikit-learn, and logged to MLflow. The first day has none.",
+)
+def candidate_model(
+    context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow
+) -> dg.MaterializeResult[None]:
+    """Trains the candidates day by day."""
+    with day_by_day(context) as days:
+        for day in days:
+            with days.isolated(day):
+                days.report(day, train(context.log, lake.lake(), mlflow, day, context.run.run_id))
+    return dg.MaterializeResult()

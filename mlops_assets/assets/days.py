@@ -1,47 +1,121 @@
-"""A run over several days: each is committed by itself, and none is lost when another fails."""
+"""A run over several days: each is made by itself, and none is lost when another fails."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 
 from mlops_assets.assets import metadata
 from mlops_assets.resources.spark import OnUsage, Usage
-from mlops_assets.spark.days import OnDay
+from mlops_assets.resources.transient import is_transient
+from mlops_assets.spark.days import FailedDaysError, OnDay
 
-Report = Callable[[str, Mapping[str, Any]], None]
+RETRY_SECONDS: Final = [10, 60, 300]
+"""How long a step waits before it is tried again, after a failure of a server and not of the day."""
+
+
+class Days:
+    """The days of a step, in order, with what became of each."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._context = context
+        self._made: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, Exception] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._context.partition_keys))
+
+    @property
+    def made(self) -> list[str]:
+        """The days that were reported so far."""
+        return list(self._made)
+
+    def report(self, day: str, metadata: Mapping[str, Any]) -> None:
+        """Says that a day is committed, with its metadata; again for what is known later."""
+        self._made.setdefault(day, {}).update(metadata)
+
+    def fail(self, day: str, error: Exception) -> None:
+        """Says that a day failed. The step goes on, and fails at its end."""
+        self._made.pop(day, None)
+        self._failed[day] = error
+        self._context.log.error(f"{day} failed: {_said(error)}", exc_info=error)
+
+    @contextmanager
+    def isolated(self, day: str) -> Iterator[None]:
+        """Whatever error ends the block is that day's alone."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of whatever kind: it must not cost the other days
+            self.fail(day, error)
+
+    @contextmanager
+    def spark_job(self, of: Iterable[str]) -> Iterator[None]:
+        """The block runs a Spark job that reports the days it makes; the others fail, with the reason of each."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - of whatever kind: it must not cost the days that are committed
+            reasons = error.errors if isinstance(error, FailedDaysError) else {}
+            for day in of:
+                if day not in self._made:
+                    self.fail(day, reasons.get(day, error))
+
+    def end(self) -> None:
+        """Records each day that was made, and fails the step if a day failed, with the reason of each.
+
+        When a server and not the day was at fault, the step is tried again first. Days that are there are then kept.
+        """
+        if not self._failed:
+            for day, found in self._made.items():
+                self._context.add_asset_metadata(found, partition_key=day)
+            return
+        attempt, days = self._context.retry_number, ", ".join(sorted(self._failed))
+        servers = [error for error in self._failed.values() if is_transient(error)]
+        if servers and attempt < len(RETRY_SECONDS):
+            seconds = RETRY_SECONDS[attempt]
+            self._context.log.warning(f"{days}: a server failed, not the day; the step is tried again in {seconds} s")
+            raise dg.RetryRequested(max_retries=len(RETRY_SECONDS), seconds_to_wait=seconds) from servers[0]
+        self.keep()
+        reasons = {day: _said(error) for day, error in sorted(self._failed.items())}
+        kept = f"; {len(self._made)} others are made" if self._made else ""
+        raise dg.Failure(
+            f"failed: {days}{kept}\n" + "\n".join(f"{day}: {reason}" for day, reason in reasons.items()),
+            metadata={"failed_days": dg.MetadataValue.json(reasons)},
+            allow_retries=False,
+        ) from next(iter(self._failed.values()))
+
+    def keep(self) -> None:
+        """Records the days that were made although the step fails: Dagster would forget the whole range."""
+        for day, found in self._made.items():
+            self._context.log_event(dg.AssetMaterialization(self._context.asset_key, partition=day, metadata=found))
 
 
 @contextmanager
-def day_by_day(context: dg.AssetExecutionContext) -> Iterator[Report]:
-    """Yields `report(day, metadata)`, to be called as soon as a day is committed, and again for what is known later.
-
-    At the end every reported day gets its own metadata. When the step fails or is terminated, Dagster would forget
-    the whole range: the days that were committed are then recorded as materialized before the error goes on.
-    """
-    committed: dict[str, dict[str, Any]] = {}
-
-    def report(day: str, metadata: Mapping[str, Any]) -> None:
-        committed.setdefault(day, {}).update(metadata)
-
+def day_by_day(context: dg.AssetExecutionContext) -> Iterator[Days]:
+    """Yields the step's days. What was made of them is recorded however the block ends, also when it is terminated."""
+    days = Days(context)
     try:
-        yield report
+        yield days
     except BaseException:
-        for day, found in committed.items():
-            context.log_event(dg.AssetMaterialization(context.asset_key, partition=day, metadata=found))
+        days.keep()
         raise
-    for day, found in committed.items():
-        context.add_asset_metadata(found, partition_key=day)
+    days.end()
 
 
-def spark_reports(report: Report) -> tuple[OnDay, OnUsage]:
+def spark_reports(days: Days) -> tuple[OnDay, OnUsage]:
     """What a Spark job is given to report by: a day's partition, and what the job took to each day that it made."""
 
     def on_usage(usage: Usage) -> None:
         for day in usage.days:
-            report(day, metadata.of_usage(usage))
+            days.report(day, metadata.of_usage(usage))
 
-    return lambda manifest: report(manifest.date, metadata.of_partition(manifest)), on_usage
+    return lambda manifest: days.report(manifest.date, metadata.of_partition(manifest)), on_usage
+
+
+def _said(error: Exception) -> str:
+    """An error in words; its class too, unless the message is written for people."""
+    if isinstance(error, dg.Failure):
+        return str(error.description)
+    return f"{type(error).__name__}: {error}"

@@ -8,8 +8,8 @@ import dagster as dg
 from mlops_assets.assets import metadata
 from mlops_assets.assets.days import day_by_day
 from mlops_assets.assets.promoted_model import ledger, promoted_model
-from mlops_assets.modelling.ledger import Entry, champion_as_of
-from mlops_assets.partitions import daily, one_run_per_backfill
+from mlops_assets.modelling.ledger import Entry, replay
+from mlops_assets.partitions import daily, run_of_its_own
 from mlops_assets.resources.images import Images
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
@@ -34,9 +34,9 @@ def publish(champion: Entry, mlflow: MLflow, images: Images) -> str:
 
 
 @dg.asset(
-    deps=[promoted_model],
+    deps=["raw_clicks", "training_set", "candidate_model", promoted_model],
     partitions_def=daily,
-    backfill_policy=one_run_per_backfill,
+    backfill_policy=run_of_its_own("deployed_image"),
     group_name="production",
     owners=metadata.OWNERS,
     kinds={"docker", "onnx"},
@@ -49,13 +49,14 @@ def deployed_image(
     context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow, images: dg.ResourceParam[Images]
 ) -> dg.MaterializeResult[None]:
     """Builds the images that are missing; a day without a champion has none."""
-    entries = ledger(lake.lake())
-    with day_by_day(context) as report:
-        for day in sorted(context.partition_keys):
-            champion = champion_as_of(entries, day)
-            if champion is None:
-                report(day, {"digest": "none", "reason": "no model is promoted yet"})
-                continue
-            digest = publish(champion, mlflow, images)
-            report(day, {"digest": digest, "model_version": champion.model_version, "champion_since": champion.day})
+    with day_by_day(context) as days:
+        standing = replay(ledger(lake.lake()))
+        for day in days:
+            with days.isolated(day):
+                champion = standing.as_of(day)
+                if champion is None:
+                    days.report(day, {"digest": "none", "reason": "no model is promoted yet"})
+                    continue
+                digest, version = publish(champion, mlflow, images), champion.model_version
+                days.report(day, {"digest": digest, "model_version": version, "champion_since": champion.day})
     return dg.MaterializeResult()

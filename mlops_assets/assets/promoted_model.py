@@ -24,7 +24,7 @@ from mlops_assets.inference.model import Model
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry, replay, time_after, verdict_of
 from mlops_assets.modelling.promotion import Verdict, judge
-from mlops_assets.partitions import daily, one_run_per_backfill, previous_day
+from mlops_assets.partitions import daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 
@@ -181,13 +181,9 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
 
 
 @dg.asset(
-    deps=[
-        candidate_model,
-        training_set,
-        dg.AssetDep("promoted_model", partition_mapping=previous_day),
-    ],
+    deps=["raw_clicks", training_set, candidate_model],
     partitions_def=daily,
-    backfill_policy=one_run_per_backfill,
+    backfill_policy=run_of_its_own("promoted_model"),
     group_name="models",
     owners=metadata.OWNERS,
     kinds={"scipy", "mlflow"},
@@ -201,9 +197,10 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
 def promoted_model(context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.MaterializeResult[None]:
     """Judges the days in order: a day's champion is what the days before left behind."""
     store = lake.lake()
-    with day_by_day(context) as report:
-        for day in sorted(context.partition_keys):
-            entry = decide(store, mlflow, day, decided_by=f"gate, run {context.run.run_id}")
-            context.log.info(f"{day}: {'promoted' if entry.promoted else 'kept the champion'}: {entry.reason}")
-            report(day, story(entry, ledger(store)))
+    with day_by_day(context) as days:
+        for day in days:
+            with days.isolated(day):
+                entry = decide(store, mlflow, day, decided_by=f"gate, run {context.run.run_id}")
+                context.log.info(f"{day}: {'promoted' if entry.promoted else 'kept the champion'}: {entry.reason}")
+                days.report(day, story(entry, ledger(store)))
     return dg.MaterializeResult()

@@ -6,9 +6,10 @@ import dagster as dg
 
 from mlops_assets.assets import metadata
 from mlops_assets.assets.days import day_by_day
-from mlops_assets.lake.ingest import INGEST_VERSION, IngestError, ingest
+from mlops_assets.assets.quality import insist
+from mlops_assets.lake.ingest import INGEST_VERSION, ingest
 from mlops_assets.lake.tables import RAW_CLICKS
-from mlops_assets.partitions import daily, one_run_per_backfill
+from mlops_assets.partitions import daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 
 COLUMNS = {
@@ -27,7 +28,7 @@ COLUMNS = {
 @dg.asset(
     deps=["landing"],
     partitions_def=daily,
-    backfill_policy=one_run_per_backfill,
+    backfill_policy=run_of_its_own("raw_clicks"),
     group_name="clicks",
     owners=metadata.OWNERS,
     kinds={"python", "parquet"},
@@ -39,16 +40,11 @@ COLUMNS = {
 )
 def raw_clicks(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult[None]:
     """Ingests each day's landing file by itself; a day that can't be read fails alone."""
-    failed = {}
-    with day_by_day(context) as report:
-        for day in sorted(context.partition_keys):
-            try:
+    with day_by_day(context) as days:
+        for day in days:
+            with days.isolated(day):
                 manifest = ingest(lake.landing(), lake.lake(), day)
-            except IngestError as error:
-                failed[day] = str(error)
-                continue
-            context.log.info(f"{day}: {manifest.rows:,} clicks")
-            report(day, metadata.of_partition(manifest))
-        if failed:
-            raise dg.Failure("\n".join(failed.values()), metadata={"failed_days": dg.MetadataValue.json(failed)})
+                context.log.info(f"{day}: {manifest.rows:,} clicks")
+                insist(context, lake.lake(), "raw_clicks", day)
+                days.report(day, metadata.of_partition(manifest))
     return dg.MaterializeResult()

@@ -4,9 +4,11 @@ import dagster as dg
 
 from mlops_assets.assets import metadata
 from mlops_assets.assets.days import day_by_day, spark_reports
+from mlops_assets.assets.quality import insist
 from mlops_assets.assets.raw_clicks import raw_clicks
+from mlops_assets.assets.training_window import observe_windows
 from mlops_assets.lake.tables import TRAINING_SET
-from mlops_assets.partitions import daily, one_run_per_backfill
+from mlops_assets.partitions import daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.spark import Spark
 from mlops_assets.spark.training_set import FEATURES_VERSION
@@ -41,7 +43,7 @@ ORIGINS = {
 @dg.asset(
     deps=[raw_clicks],
     partitions_def=daily,
-    backfill_policy=one_run_per_backfill,
+    backfill_policy=run_of_its_own("training_set"),
     group_name="clicks",
     owners=metadata.OWNERS,
     kinds={"spark", "parquet"},
@@ -58,6 +60,16 @@ def training_set(
     context: dg.AssetExecutionContext, lake: LakeResource, spark: dg.ResourceParam[Spark]
 ) -> dg.MaterializeResult[None]:
     """Runs the Spark application for all days; days whose input did not change are kept as they are."""
-    with day_by_day(context) as report:
-        spark.training_set(lake.root, sorted(context.partition_keys), *spark_reports(report))
+    with day_by_day(context) as days:
+        store, fit = lake.lake(), []
+        for day in days:
+            with days.isolated(day):
+                insist(context, store, "raw_clicks", day)
+                fit.append(day)
+        with days.spark_job(fit):
+            spark.training_set(lake.root, fit, *spark_reports(days))
+        for day in days.made:
+            with days.isolated(day):
+                insist(context, store, "training_set", day)
+        observe_windows(context, store, days.made)
     return dg.MaterializeResult()

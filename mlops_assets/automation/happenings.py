@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from mlops_assets.assets.promoted_model import END_OF_TIME
 from mlops_assets.automation.outbox import HOUR, REMEMBER_SECONDS, Message
-from mlops_assets.modelling.ledger import Entry, champion_as_of
+from mlops_assets.modelling.ledger import Entry, replay
 
 Link = Callable[[str], str]
 """The address of a page of Dagster's UI, from its path."""
@@ -150,7 +149,7 @@ def of_ledger(entries: Sequence[Entry], after: str, link: Link) -> list[Message]
     for place, entry in enumerate(ordered):
         if entry.key <= after:
             continue
-        before, now = (champion_as_of(ordered[:end], END_OF_TIME) for end in (place, place + 1))
+        before, now = (replay(ordered[:end]).champion for end in (place, place + 1))
         if (before and before.model_version) == (now and now.model_version):
             continue
         told.append(_promotion(entry, before, now, link))

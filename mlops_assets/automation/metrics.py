@@ -14,9 +14,9 @@ import dagster as dg
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mlops_assets.assets.promoted_model import END_OF_TIME, LEDGER, ledger
+from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.tell_people import read_outbox
-from mlops_assets.modelling.ledger import Entry, champion_as_of
+from mlops_assets.modelling.ledger import Entry, replay
 from mlops_assets.partitions import daily
 from mlops_assets.resources.environment import EPHEMERAL_SPARK
 from mlops_assets.resources.lake import LakeResource
@@ -168,7 +168,7 @@ class Vitals(Collector):
         newest = max(store.storage.list(LEDGER), default="")
         if newest != self._ledger[0]:
             self._ledger = (newest, ledger(store))
-        champion = champion_as_of(self._ledger[1], END_OF_TIME)
+        champion = replay(self._ledger[1]).champion
         family = GaugeMetricFamily(
             "mlops_champion_timestamp_seconds", "When production's model was decided on", labels=["model_version"]
         )

@@ -73,7 +73,7 @@ def record_override(
 @dg.job(
     tags=operators("override"),
     description="Force a model into production, pin it there, release it, or revoke it, with a reason. The sensor then "
-    "rolls the fleet."
+    "rolls the fleet.",
 )
 def override() -> None:
     """One decision of a person."""

@@ -1,15 +1,16 @@
 """Checks of the clicks and their features. A blocking one stops the graph before a model learns from bad input."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Final
 
 import dagster as dg
 
-from mlops_assets.assets import metadata
+from mlops_assets.assets import metadata, quality
 from mlops_assets.assets.candidate_model import holdout
 from mlops_assets.assets.promoted_model import ledger
+from mlops_assets.assets.quality import Judgement
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
@@ -18,16 +19,11 @@ from mlops_assets.modelling.ledger import champion_as_of
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
-from mlops_assets.spark.training_set import DATASET as TRAINING_SET
 
-IMPOSSIBLE_LABEL_RATE: Final = 0.1
-"""About 1 click in 400 leads to an install. At 1 in 10 the label column is not what it says."""
 USUAL_LABEL_RATE: Final = (0.0002, 0.02)
 USUAL_DUPLICATES: Final = 0.05
 DRIFTED: Final = 0.25
 """Population stability index from which on a distribution is commonly called shifted."""
-
-Judgement = tuple[bool, Mapping[str, Any]]
 
 
 def day_by_day(
@@ -67,24 +63,14 @@ def day_by_day(
 def no_line_lost(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """Lines in = rows out + lines quarantined."""
 
-    def judge(day: str) -> Judgement:
-        manifest = lake.lake().require(RAW_CLICKS, day)
-        quarantined = sum(manifest.metadata["quarantined"].values())
-        lines = manifest.metadata["rows_in"]
-        return lines == manifest.rows + quarantined, {"lines": lines, "rows": manifest.rows, "quarantined": quarantined}
-
-    return day_by_day(context, judge)
+    return day_by_day(context, lambda day: quality.no_line_lost(lake.lake(), day))
 
 
 @dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
 def label_is_a_label(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The share of installs is one that a label column can have."""
 
-    def judge(day: str) -> Judgement:
-        rate = _label_rate(lake, day)
-        return rate < IMPOSSIBLE_LABEL_RATE, {"installs per click": rate, "must be below": IMPOSSIBLE_LABEL_RATE}
-
-    return day_by_day(context, judge)
+    return day_by_day(context, lambda day: quality.label_is_a_label(lake.lake(), day))
 
 
 @dg.asset_check(asset="raw_clicks", partitions_def=daily)
@@ -93,7 +79,7 @@ def label_rate_is_usual(context: dg.AssetCheckExecutionContext, lake: LakeResour
     low, high = USUAL_LABEL_RATE
 
     def judge(day: str) -> Judgement:
-        rate = _label_rate(lake, day)
+        rate = quality.label_rate(lake.lake(), day)
         return low <= rate <= high, {"installs per click": rate, "usual from": low, "to": high}
 
     return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
@@ -115,17 +101,7 @@ def few_duplicates(context: dg.AssetCheckExecutionContext, lake: LakeResource) -
 def every_click_has_features(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """As many rows and installs as the raw clicks have."""
 
-    def judge(day: str) -> Judgement:
-        raw, features = lake.lake().require(RAW_CLICKS, day), lake.lake().require(TRAINING_SET, day)
-        numbers = {
-            "clicks": raw.rows,
-            "rows": features.rows,
-            "installs of clicks": raw.metadata["installs"],
-            "installs of rows": features.metadata["installs"],
-        }
-        return raw.rows == features.rows and raw.metadata["installs"] == features.metadata["installs"], numbers
-
-    return day_by_day(context, judge)
+    return day_by_day(context, lambda day: quality.every_click_has_features(lake.lake(), day))
 
 
 @dg.asset_check(asset="training_set", partitions_def=daily)
@@ -148,11 +124,6 @@ def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource,
         return shifts[worst] < DRIFTED, {**numbers, **{f"PSI {name}": value for name, value in shifts.items()}}
 
     return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
-
-
-def _label_rate(lake: LakeResource, day: str) -> float:
-    manifest = lake.lake().require(RAW_CLICKS, day)
-    return float(manifest.metadata["installs"] / manifest.rows)
 
 
 checks: Final = [

@@ -8,7 +8,8 @@ import dagster as dg
 
 from mlops_assets.assets.candidate_model import data_versions, fingerprint
 from mlops_assets.assets.promoted_model import ledger, production_champion
-from mlops_assets.checks.clicks import Judgement, day_by_day
+from mlops_assets.assets.quality import Judgement
+from mlops_assets.checks.clicks import day_by_day
 from mlops_assets.inference.model import Model, ModelError
 from mlops_assets.modelling.ledger import champion_as_of
 from mlops_assets.partitions import daily

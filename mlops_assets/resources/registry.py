@@ -154,7 +154,9 @@ class Registry(Images):
             return response
         if response.status_code == requests.codes.not_found:
             raise MissingError(f"there is no {path} in {self.repository}: push it, or name one that is there")
-        raise ImageError(f"registry {self._host} refused {method} {url}: {response.status_code} {response.text[:300]}")
+        raise ImageError(
+            f"registry {self._host} refused {method} {url}: {response.status_code} {response.text[:300]}"
+        ) from requests.HTTPError(response=response)
 
     def _send(self, method: str, url: str, headers: Mapping[str, str] = {}, **options: Any) -> requests.Response:
         if self._session is None:

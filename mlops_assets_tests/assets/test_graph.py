@@ -17,9 +17,12 @@ import dagster as dg
 import numpy as np
 import onnxruntime
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 from sklearn.metrics import roc_auc_score
 
 from mlops_assets.assets.promoted_model import ledger, production_champion
+from mlops_assets.definitions import defs
 from mlops_assets.lake.importing import import_files, sources_of
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.store import Lake
@@ -150,6 +153,90 @@ def test_a_day_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
         assert run(tmp_path, instance, ["raw_clicks"], DAYS).success
 
 
+def test_a_day_that_fails_its_blocking_check_costs_no_other_day(tmp_path: Path) -> None:
+    land(tmp_path, DAYS[0], 2_000)
+    land(tmp_path, DAYS[2], 2_000)
+    landing = Landing(str(tmp_path / "lake"))
+    with landing.stage(DAYS[1]) as file:
+        file.write(b"1,2,3,4,5,2017-11-07 10:00:00,2017-11-07 11:00:00,1\n" * 50)
+        landing.publish([file], replace=False)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for asset in CLICKS_ASSETS:
+            result = run(tmp_path, instance, [asset], DAYS)
+            assert not result.success
+            assert instance.get_materialized_partitions(dg.AssetKey(asset)) == {DAYS[0], DAYS[2]}
+            (failure,) = result.filter_events(lambda event: event.is_step_failure)
+            assert f"{DAYS[1]}: raw_clicks of {DAYS[1]} fails its check label_is_a_label" in str(
+                failure.step_failure_data.error
+            )
+    assert Lake(str(tmp_path / "lake")).days("training_set") == [DAYS[0], DAYS[2]]
+
+
+def test_a_window_with_a_missing_day_trains_on_the_others_and_a_day_without_verdict_is_passed_over(
+    world: World, tmp_path: Path
+) -> None:
+    for day in (DAYS[0], DAYS[2]):
+        target = tmp_path / "lake" / "landing" / f"{day}.csv.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((world.home / "lake" / "landing" / f"{day}.csv.gz").read_bytes())
+    with dg.DagsterInstance.ephemeral() as instance:
+        for asset in (*CLICKS_ASSETS, "candidate_model", *VERDICT_ASSETS):
+            result = run(tmp_path, instance, [asset], DAYS)
+            made = instance.get_materialized_partitions(dg.AssetKey(asset))
+            # Without the day's clicks there is no verdict on it; its image is still the champion's, which is none yet.
+            assert made == ({*DAYS} if asset == "deployed_image" else {DAYS[0], DAYS[2]})
+            assert result.success == (asset == "deployed_image")
+    verdict = ledger(Lake(str(tmp_path / "lake")))[-1]
+    assert list(verdict.data_versions) == [DAYS[0], DAYS[2]], "trained on the day that is there, judged on its own"
+    assert verdict.verdict["candidate_auc"]
+
+
+def test_a_server_that_fails_once_is_no_verdict_on_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlops_assets.assets import days, raw_clicks
+    from mlops_assets.lake.ingest import ingest
+
+    monkeypatch.setattr(days, "RETRY_SECONDS", [0, 0])
+    answers: list[BaseException | None] = [TimeoutError("S3 does not answer"), None]
+
+    def once(landing: Any, lake: Any, day: str) -> Any:
+        if answers and (error := answers.pop(0)):
+            raise error
+        return ingest(landing, lake, day)
+
+    monkeypatch.setattr(raw_clicks, "ingest", once)
+    land(tmp_path, DAYS[0], 2_000)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run(tmp_path, instance, ["raw_clicks"], [DAYS[0]]).success
+        answers.extend([TimeoutError("S3 does not answer")] * 9)
+        assert not run(tmp_path, instance, ["raw_clicks"], [DAYS[0]]).success
+        assert len(answers) == 6, "two more attempts, then it is a failure"
+        answers[:] = [ValueError("a bug")] * 9
+        assert not run(tmp_path, instance, ["raw_clicks"], [DAYS[0]]).success
+        assert len(answers) == 8, "what is no server's failure is not tried again"
+
+
+def test_later_candidates_that_would_come_out_otherwise_are_shown_as_stale(world: World, tmp_path: Path) -> None:
+    for day in DAYS:
+        target = tmp_path / "lake" / "landing" / f"{day}.csv.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((world.home / "lake" / "landing" / f"{day}.csv.gz").read_bytes())
+    (tmp_path / "instance").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "instance")) as instance:
+        backfill(tmp_path, instance, DAYS)
+        before = stale(instance, "candidate_model")
+        land(tmp_path, DAYS[0], 30_000, seed=9)
+        assert run(tmp_path, instance, CLICKS_ASSETS, [DAYS[0]]).success
+        after = stale(instance, "candidate_model")
+    assert before == set()
+    assert after == set(DAYS), "the day itself, and both that were trained on it"
+
+
+def stale(instance: dg.DagsterInstance, asset: str) -> set[str]:
+    """The days that Dagster shows as stale."""
+    resolver = CachingStaleStatusResolver(instance, defs.resolve_asset_graph(), LoadingContextForTest(instance))
+    return {day for day in DAYS if resolver.get_status(dg.AssetKey(asset), day).value == "STALE"}
+
+
 def test_a_label_column_that_is_none_stops_the_graph(tmp_path: Path) -> None:
     landing = Landing(str(tmp_path / "lake"))
     with landing.stage(DAYS[0]) as file:
@@ -157,9 +244,10 @@ def test_a_label_column_that_is_none_stops_the_graph(tmp_path: Path) -> None:
         landing.publish([file], replace=False)
     with dg.DagsterInstance.ephemeral() as instance:
         result = run(tmp_path, instance, CLICKS_ASSETS, [DAYS[0]])
+        key = dg.AssetCheckKey(dg.AssetKey("raw_clicks"), "label_is_a_label")
+        (check,) = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
     assert not result.success
-    failed = [check.check_name for check in result.get_asset_check_evaluations() if not check.passed]
-    assert "label_is_a_label" in failed
+    assert check.status.value == "FAILED"
     assert not Lake(str(tmp_path / "lake")).days("training_set")
 
 

@@ -11,10 +11,11 @@ import pytest
 
 from mlops_assets.assets.notices import notice
 from mlops_assets.assets.promoted_model import LEDGER
+from mlops_assets.assets.quality import Judgement
 from mlops_assets.automation import tell_people as sensor
 from mlops_assets.automation.outbox import HOUR, QUIET_SECONDS, RETRY_SECONDS
 from mlops_assets.automation.tell_people import read_outbox, tell_people
-from mlops_assets.checks.clicks import Judgement, day_by_day
+from mlops_assets.checks.clicks import day_by_day
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
