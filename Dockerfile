@@ -3,7 +3,7 @@
 #   --target dagster     Dagster's code location, webserver and daemon
 #   --target stack       the same for deploy/compose.yaml: with Java, so that Spark runs in the run itself, and its instance
 #   --target spark       the Spark applications, driver and executors
-# PYTHON_IMAGE is a Debian with Python 3.11 or 3.12: pin it by digest in production.
+# PYTHON_IMAGE is a Debian with Python 3.11 to 3.14: pin it by digest in production.
 ARG PYTHON_IMAGE=python:3.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
@@ -35,7 +35,7 @@ FROM ${PYTHON_IMAGE} AS java
 # Some builders mount the host's certificates read-only, so that Debian's Java cannot write its keystore beside them and
 # the installation ends with an error; whether Java works is then seen.
 RUN mkdir -p /usr/share/man/man1 && apt-get update -qq \
- && (apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless || true) && java -version \
+ && (apt-get install -y -qq --no-install-recommends default-jre-headless || true) && java -version \
  && rm -rf /var/lib/apt/lists/*
 
 FROM java AS spark-jars

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,9 @@ from mlops_assets.spark import bare_main
 
 ARCHIVE: Final = "environment.tar.gz"
 MAIN: Final = "main.py"
+PYTHON: Final = "3.11"
+"""The Python for clusters, whichever runs Dagster: no cluster's Spark is too old for it but those before 3.4."""
+
 OLDEST_SPARK: Final = "3.4"
 """Older ones can't send functions of Python 3.11 to their executors (their cloudpickle is too old)."""
 
@@ -43,10 +45,10 @@ _UNUSED: Final = ("test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepi
 def build(project: Path, archive: Path, python: Path | None = None) -> str:
     """Packs the project of a checkout into `archive`; returns the version that its content has.
 
-    `python` is the folder of a relocatable CPython of this process' version (3.11, say) for Linux on x86-64; without
-    it uv downloads one. Raises ProgramError.
+    `python` is the folder of a relocatable CPython for Linux on x86-64; without it uv downloads a 3.11. Raises
+    ProgramError.
     """
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    version = _version(python) if python else PYTHON
     with tempfile.TemporaryDirectory(prefix="mlops-assets-environment-") as scratch:
         home, wheels, locked = Path(scratch, "environment"), Path(scratch, "wheels"), Path(scratch, "requirements.txt")
         _copy_python(python or _standalone(version, Path(scratch, "pythons")), home, version)
@@ -106,13 +108,19 @@ def _standalone(version: str, folder: Path) -> Path:
     return next(path for path in folder.glob("cpython-*") if not path.is_symlink())
 
 
+def _version(python: Path) -> str:
+    found = list(python.glob("lib/python3.*/os.py"))
+    if len(found) != 1:
+        reason = "several Pythons" if found else "no Python: it has no lib/python3.*/os.py"
+        raise ProgramError(f"{python} holds {reason}")
+    return found[0].parent.name.removeprefix("python")
+
+
 def _copy_python(source: Path, home: Path, version: str) -> None:
     """The interpreter and its library, without packages and without what a job never imports."""
-    library = source / "lib" / f"python{version}"
-    if not library.joinpath("os.py").exists():
-        raise ProgramError(f"{source} holds no Python {version}: it has no lib/python{version}/os.py")
+    library = Path("lib", f"python{version}")
     unused = shutil.ignore_patterns(*_UNUSED, "site-packages", "dist-packages", "config-*", "*.a")
-    shutil.copytree(library, home / "lib" / f"python{version}", ignore=unused, symlinks=True)
+    shutil.copytree(source / library, home / library, ignore=unused, symlinks=True)
     for shared in source.glob("lib/libpython*.so*"):
         shutil.copy2(shared, home / "lib", follow_symlinks=False)
     (home / "bin").mkdir()

@@ -117,8 +117,27 @@ def test_publishing_again_uploads_nothing_and_another_version_replaces_none(tmp_
     }
 
 
-def test_what_is_no_python_of_this_version_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ProgramError, match=r"holds no Python 3\.\d+: it has no lib/python3"):
+@pytest.mark.parametrize(
+    ("given", "calls"),
+    [(None, ["cpython-3.11-linux-x86_64-gnu"]), ("3.14", ["lib/python3.14/site-packages", "--python-version 3.14"])],
+)
+def test_the_packed_python_is_one_for_clusters_or_the_one_given_whatever_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, calls: list[str]
+) -> None:
+    uv, said, python = tmp_path / "bin" / "uv", tmp_path / "calls", tmp_path / "python"
+    for file in (uv, python / "lib" / f"python{given}" / "os.py", python / "bin" / f"python{given}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(0o755)
+    uv.write_text(f'#!/bin/sh\necho "$@" >> {said}\n[ "$1" != pip ] && [ "$1" != python ]\n')
+    monkeypatch.setenv("PATH", f"{uv.parent}:/usr/bin:/bin")
+    with pytest.raises(ProgramError, match="could not be"):
+        build(PROJECT, tmp_path / ARCHIVE, python if given else None)
+    last = said.read_text().splitlines()[-1]
+    assert all(call in last for call in calls), last
+
+
+def test_what_is_no_python_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ProgramError, match=r"holds no Python: it has no lib/python3\.\*/os\.py"):
         build(PROJECT, tmp_path / ARCHIVE, tmp_path)
 
 
