@@ -6,7 +6,7 @@ CLICKS ?=
 # Not ?=: shells read a variable of this name too, for another purpose.
 ENV = embedded
 
-.PHONY: help setup demo ui test test-integration test-faults test-cluster e2e lint format bench-gate bench-features bench-inference
+.PHONY: help setup demo ui test test-fresh test-integration test-faults test-cluster e2e lint format bench-gate bench-features bench-inference
 help: ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -30,6 +30,9 @@ e2e: setup ## from promoted model to running pods on the Kubernetes of KUBECONFI
 
 test-cluster: setup ## rolls that go wrong and Spark's clusters, on the Kubernetes of KUBECONFIG; ARGS for pytest
 	$(RUN) pytest -m cluster -rs $(ARGS)
+
+test-fresh: ## `make demo` and `make test` on a bare Debian 12 and 13 in a folder; as root, with debootstrap; ARGS for suites
+	@deploy/test-fresh.sh $(ARGS)
 
 test-faults: setup ## the long fault tests on a real Kafka
 	$(RUN) pytest -m faults
