@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import dagster as dg
 import numpy as np
-from numpy.typing import NDArray
 
 from mlops_assets.assets import metadata
 from mlops_assets.assets.days import day_by_day
@@ -21,13 +20,13 @@ from mlops_assets.inference.model import Model
 from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.evaluation import evaluate, importance
-from mlops_assets.modelling.sample import Sample, sample
+from mlops_assets.modelling.sample import Batch, Sample, sample
 from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
 
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 """Raise it with any change to the candidates, the sample or the evaluation: days are then trained again."""
 
 TRAINING_ROWS: Final = 1_000_000
@@ -61,12 +60,13 @@ def holdout(lake: Lake, day: str) -> Sample:
     return sample(_batches(lake, [day]), HOLDOUT_ROWS, SEED)
 
 
-def _batches(lake: Lake, days: Sequence[str]) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    columns = [*FEATURES, "is_attributed"]
+def _batches(lake: Lake, days: Sequence[str]) -> Iterator[Batch]:
+    columns = [*FEATURES, "is_attributed", "ip"]
     for day in days:
         for batch in lake.read(TRAINING_SET, day, columns):
             arrays = [batch.column(name).to_numpy(zero_copy_only=False) for name in columns]
-            yield np.column_stack([array.astype(np.float32) for array in arrays[:-1]]), arrays[-1]
+            *features, label, ip = arrays
+            yield np.column_stack([array.astype(np.float32) for array in features]), label, ip
 
 
 def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run: str) -> dict[str, Any]:

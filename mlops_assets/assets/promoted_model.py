@@ -23,18 +23,14 @@ from mlops_assets.assets.training_set import training_set
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry, replay, time_after, verdict_of
-from mlops_assets.modelling.promotion import Verdict, judge
+from mlops_assets.modelling.promotion import Gate, Verdict, judge
 from mlops_assets.partitions import daily, run_of_its_own
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 
 CODE_VERSION: Final = "1"
 LEDGER: Final = "promotion_ledger"
-AUC_FLOOR: Final = 0.8
-"""A model below this is never promoted, not even as the first champion."""
-
-ALPHA: Final = 0.05
-GATE: Final[dict[str, Any]] = {"version": "1", "floor": AUC_FLOOR, "alpha": ALPHA}
+GATE: Final = Gate.from_environment()
 """What a verdict depends on besides its data. When it changes, the newest day is judged again, and nothing older."""
 
 LEDGER_ROWS: Final = 30
@@ -85,7 +81,7 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
     earlier = verdict_of(entries, day)
     if earlier and (earlier.run_id, earlier.data_versions) == (run_id or "", versions):
         held = standing.held(earlier.model_version)
-        if historical or (earlier.champion_before, earlier.gate, earlier.held) == (before, GATE, held):
+        if historical or (earlier.champion_before, earlier.gate, earlier.held) == (before, GATE.as_dict(), held):
             align_alias(lake, mlflow)
             return earlier
     verdict, version = _judge(lake, mlflow, day, run_id, champion)
@@ -102,7 +98,7 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
         held=held,
         champion_before=before,
         verdict=verdict.as_dict(),
-        gate=GATE,
+        gate=GATE.as_dict(),
         data_versions=versions,
     )
     return record(lake, mlflow, new)
@@ -128,19 +124,19 @@ def _judge(lake: Lake, mlflow: MLflow, day: str, run_id: str | None, champion: E
                 allow_retries=False,
             )
         reason = "no candidate: the days before hold no click to learn from"
-        return Verdict(False, reason, len(clicks), clicks.installs, AUC_FLOOR, ALPHA), ""
+        return Verdict(False, reason, len(clicks), clicks.installs), ""
     with TemporaryDirectory(prefix="judge-") as scratch:
         candidate = Model.load(mlflow.model_folder(run_id, Path(scratch, "candidate")))
         reigning = Model.load(mlflow.model_folder(champion.run_id, Path(scratch, "champion"))) if champion else None
     if reigning and reigning.version == candidate.version:
         reason = "the candidate is the champion"
-        return Verdict(False, reason, len(clicks), clicks.installs, AUC_FLOOR, ALPHA), candidate.version
+        return Verdict(False, reason, len(clicks), clicks.installs), candidate.version
     verdict = judge(
         clicks.label,
         candidate.probability(clicks.features),
         reigning.probability(clicks.features) if reigning else None,
-        floor=AUC_FLOOR,
-        alpha=ALPHA,
+        clicks.ip,
+        GATE,
         seed=SEED,
     )
     return verdict, candidate.version
@@ -149,7 +145,7 @@ def _judge(lake: Lake, mlflow: MLflow, day: str, run_id: str | None, champion: E
 def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     """A verdict as people read it in the lineage view, with the latest part of the ledger."""
     shown = ("candidate_auc", "champion_auc", "p_ttest", "p_paired")
-    numbers = {name: entry.verdict.get(name) for name in (*shown, "floor", "alpha")}
+    numbers = {name: entry.verdict.get(name) for name in (*shown, "ips", "install_ips")}
     interval = entry.verdict.get("interval")
     rows = [
         {
@@ -174,6 +170,7 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
         "champion": entry.champion_after or "none",
         "champion_before": entry.champion_before or "none",
         **{name: "undefined" if value is None else value for name, value in numbers.items()},
+        "gate": dg.MetadataValue.json(entry.gate),
         "interval_of_gain": f"{interval[0]:+.4f} to {interval[1]:+.4f}" if interval else "undefined",
         "data_versions": dg.MetadataValue.json(entry.data_versions),
         "ledger": metadata.table(rows),
@@ -192,7 +189,8 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     freshness_policy=dg.FreshnessPolicy.cron("0 9 * * *", lower_bound_delta=timedelta(hours=9)),
     description="The verdict of the day and the champion as of it. Both models are scored on the same clicks; the "
     " candidate is promoted if its mean bootstrap ROC-AUC reaches the floor and the t-test on the replicates, "
-    "DeLong's paired test and the paired bootstrap interval all find it better. Every verdict is kept in the ledger.",
+    "the paired test and the paired bootstrap interval over ips all find it better, by the minimum gain at least. "
+    "Every verdict is kept in the ledger.",
 )
 def promoted_model(context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.MaterializeResult[None]:
     """Judges the days in order: a day's champion is what the days before left behind."""

@@ -1,4 +1,4 @@
-"""How good a model's probabilities are: ROC-AUC, its bootstrap, DeLong's test, drift and importance."""
+"""How good a model's probabilities are: ROC-AUC, its bootstrap, drift and importance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata
 
 from mlops_assets.clicks.features import COUNTS, FEATURES
 
@@ -36,8 +35,9 @@ def evaluate(label: ArrayLike, probability: ArrayLike, seed: int = 0) -> Evaluat
     installs = int(np.count_nonzero(label))
     if installs in (0, len(label)):
         return Evaluation(len(label), installs, None, np.empty(0), None)
-    replicates = bootstrap_auc(label, [probability], seed)[:, 0]
-    return Evaluation(len(label), installs, auc(label, probability), replicates, float(replicates.mean()))
+    ranking = Ranking.of(label, probability)
+    replicates = bootstrap_auc([ranking], seed)[:, 0]
+    return Evaluation(len(label), installs, ranking.auc(), replicates, float(replicates.mean()))
 
 
 def checked(label: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -52,84 +52,84 @@ def checked(label: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.bool_], NDAr
     return label.astype(bool), score.astype(np.float64)
 
 
-def auc(label: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """ROC-AUC: how often a positive outranks a negative, ties counting half. Both classes must occur."""
-    cell, levels = _cells(label, score)
-    return _auc(np.bincount(cell, minlength=3 * levels + 1), levels)
-
-
-def _cells(label: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[np.int32], int]:
-    """A cell per click, such that the number of clicks in each cell determines the AUC.
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How a model ranks n clicks: a cell per click, such that the number of clicks in each cell determines the AUC.
 
     The distinct scores of positives are the levels. Cells 2i and 2i+1 hold the negatives between levels i-1 and i, and
     those equal to level i; cell 2*levels+1+i holds the positives of level i.
     """
-    levels = np.unique(score[label])
-    left = np.searchsorted(levels, score, side="left")
-    cell = left + np.searchsorted(levels, score, side="right")
-    cell[label] = 2 * len(levels) + 1 + left[label]
-    return cell.astype(np.int32), len(levels)
+
+    cell: NDArray[np.int32]
+    levels: int
+
+    @classmethod
+    def of(cls, label: NDArray[np.bool_], score: NDArray[np.float64]) -> Ranking:
+        """The ranking by n scores, in O(n log p) for p positives."""
+        levels = np.unique(score[label])
+        left = np.searchsorted(levels, score, side="left")
+        cell = left + np.searchsorted(levels, score, side="right")
+        cell[label] = 2 * len(levels) + 1 + left[label]
+        return cls(cell.astype(np.int32), len(levels))
+
+    def auc(self, times: NDArray[np.float64] | None = None) -> float:
+        """How often a positive outranks a negative, ties counting half. NaN unless both classes occur.
+
+        `times` (n,) is how often each click counts, once if not given.
+        """
+        negatives, positives = self._counts(times)
+        below = np.cumsum(negatives)
+        pairs = positives.sum() * below[-1]
+        return float(positives @ (below[:-1:2] + negatives[1::2] / 2) / pairs) if pairs else float("nan")
+
+    def placements(self) -> NDArray[np.float64]:
+        """Placement values (n,): of a positive, the share of negatives that it outranks; of a negative, the share of
+        positives that outrank it; ties count half. Either class's mean is the AUC. Both classes must occur."""
+        negatives, positives = self._counts(None)
+        below, above = np.cumsum(negatives), positives.sum() - np.cumsum(np.concatenate(([0], positives)))
+        of_cell = np.empty(3 * self.levels + 1)
+        of_cell[: 2 * self.levels + 1 : 2] = above / positives.sum()
+        of_cell[1 : 2 * self.levels + 1 : 2] = (above[:-1] - positives / 2) / positives.sum()
+        of_cell[2 * self.levels + 1 :] = (below[:-1:2] + negatives[1::2] / 2) / below[-1]
+        return of_cell[self.cell]
+
+    def _counts(self, times: NDArray[np.float64] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+        counts = np.bincount(self.cell, times, minlength=3 * self.levels + 1)
+        return counts[: 2 * self.levels + 1], counts[2 * self.levels + 1 :]
 
 
-def _auc(counts: NDArray[np.intp], levels: int) -> float:
-    negatives, positives = counts[: 2 * levels + 1], counts[2 * levels + 1 :]
-    below = np.cumsum(negatives)
-    wins = positives @ (below[:-1:2] + negatives[1::2] / 2)
-    return float(wins / (positives.sum() * below[-1]))
+def auc(label: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """ROC-AUC: how often a positive outranks a negative, ties counting half. NaN unless both classes occur.
+
+    Of a sample whose negatives were thinned out at random it is an estimate of the whole's as it is: sampling weights
+    are the same within a class, and cancel.
+    """
+    return Ranking.of(label, score).auc()
 
 
 def bootstrap_auc(
-    label: NDArray[np.bool_], scores: Sequence[NDArray[np.float64]], seed: int, replicates: int = REPLICATES
+    rankings: Sequence[Ranking],
+    seed: int,
+    replicates: int = REPLICATES,
+    cluster: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
-    """AUCs (replicates, k) of k models on resamples of the n clicks, every model on the same resamples.
+    """AUCs (replicates, k) of k models on resamples of the same n clicks, every model on the same resamples.
 
-    A resample without both classes is drawn again. The scores are sorted once; a replicate costs O(n).
+    With `cluster` (n,), numbers from 0 on, whole clusters are drawn with replacement; else single clicks. A resample
+    without both classes is drawn again. A replicate costs O(n).
     """
     random = np.random.default_rng(seed)
-    cells = [_cells(label, score) for score in scores]
-    result = np.empty((replicates, len(scores)))
+    units = len(rankings[0].cell) if cluster is None else int(cluster.max()) + 1
+    result = np.empty((replicates, len(rankings)))
     for replicate in range(replicates):
-        while True:
-            drawn = random.integers(0, len(label), len(label))
-            if 0 < np.count_nonzero(label[drawn]) < len(label):
-                break
-        for model, (cell, levels) in enumerate(cells):
-            result[replicate, model] = _auc(np.bincount(cell[drawn], minlength=3 * levels + 1), levels)
+        result[replicate] = np.nan
+        while np.isnan(result[replicate, 0]):
+            drawn = random.integers(0, units, units)
+            times = np.bincount(drawn, minlength=units).astype(np.float64)
+            if cluster is not None:
+                times = times[cluster]
+            result[replicate] = [ranking.auc(times) for ranking in rankings]
     return result
-
-
-def delong(
-    label: NDArray[np.bool_], scores: Sequence[NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUCs (k,) of k models on the same clicks, and their covariance (k, k), in O(n log n).
-
-    DeLong, DeLong & Clarke-Pearson 1988, by the midranks of Sun & Xu 2014 ("Fast Implementation of DeLong's
-    Algorithm"). Both classes must occur twice at least, else the covariance is NaN.
-    """
-    positives, negatives = np.count_nonzero(label), np.count_nonzero(~label)
-    of_positives, of_negatives = np.empty((len(scores), positives)), np.empty((len(scores), negatives))
-    for model, score in enumerate(scores):
-        ranks = rankdata(score)
-        of_positives[model] = (ranks[label] - rankdata(score[label])) / negatives
-        of_negatives[model] = 1 - (ranks[~label] - rankdata(score[~label])) / positives
-    if min(positives, negatives) < 2:
-        covariance = np.full((len(scores), len(scores)), np.nan)
-    else:
-        covariance = np.atleast_2d(np.cov(of_positives)) / positives + np.atleast_2d(np.cov(of_negatives)) / negatives
-    return of_positives.mean(axis=1), covariance
-
-
-def p_better(label: NDArray[np.bool_], score: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """One-sided p-value of DeLong's paired test that `score` has a greater AUC than `other` on the same clicks.
-
-    NaN where a class occurs less than twice; 1 where the two rank the clicks alike.
-    """
-    (first, second), covariance = delong(label, [score, other])
-    gain = first - second
-    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-    if variance <= 1e-18:  # rounding alone: no click's placement differs, but for a constant
-        return 0.0 if gain > 1e-9 else 1.0
-    return float(norm.sf(gain / np.sqrt(variance)))
 
 
 def importance(

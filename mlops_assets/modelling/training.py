@@ -16,8 +16,9 @@ from sklearn.metrics import precision_recall_curve
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import DESCRIPTION_FILE, ONNX_FILE, Model, session
 from mlops_assets.modelling.candidates import CANDIDATES, CATEGORIES, FOLDS, fit
-from mlops_assets.modelling.evaluation import auc, p_better, reference
+from mlops_assets.modelling.evaluation import Ranking, reference
 from mlops_assets.modelling.onnx import check_parity, corrected, export
+from mlops_assets.modelling.paired import numbered, paired_gain
 from mlops_assets.modelling.sample import Sample
 
 SELECTION_ALPHA: Final = 0.05
@@ -113,20 +114,21 @@ def _tail(window: Sample) -> NDArray[np.bool_]:
 def _select(window: Sample, seed: int) -> tuple[str, dict[str, float], dict[str, float]]:
     """The chosen algorithm, the validation AUC of each, and the chosen one's threshold and calibration.
 
-    CANDIDATES has the simplest first. A later one must be better than the best so far by DeLong's test: a window's
-    tail has few installs, and the highest of three noisy AUCs is not the best model. With fewer than FOLDS clicks of a
-    class on either side of the split nothing is compared and the simplest is taken.
+    CANDIDATES has the simplest first. A later one must be better than the best so far by the gate's paired test over
+    ips: a window's tail has few installs, and the highest of three noisy AUCs is not the best model. With fewer than
+    FOLDS clicks of a class on either side of the split nothing is compared and the simplest is taken.
     """
     tail = _tail(window)
     head, held_out = window.take(~tail), window.take(tail)
     best = next(iter(CANDIDATES))
     if any(min(part.installs, len(part) - part.installs) < FOLDS for part in (head, held_out)):
         return best, {}, {"threshold": 0.5}
-    label = held_out.label.astype(bool)
-    scores = {}
+    label, ips = held_out.label.astype(bool), numbered(held_out.ip)
+    scores, rankings = {}, {}
     for name in CANDIDATES:
         scores[name] = fit(name, head.features, head.label, seed).predict_proba(held_out.features)[:, 1]
-        if name != best and p_better(label, scores[name], scores[best]) < SELECTION_ALPHA:
+        rankings[name] = Ranking.of(label, scores[name])
+        if name != best and paired_gain(rankings[name], rankings[best], label, ips).p_value < SELECTION_ALPHA:
             best = name
     probability = corrected(scores[best], window.negative_rate)
     validation = {
@@ -134,7 +136,7 @@ def _select(window: Sample, seed: int) -> tuple[str, dict[str, float], dict[str,
         "installs": float(held_out.installs),
         "expected_installs": float(probability @ held_out.weight),
     }
-    return best, {name: auc(label, score) for name, score in scores.items()}, validation
+    return best, {name: ranking.auc() for name, ranking in rankings.items()}, validation
 
 
 def _threshold(held_out: Sample, probability: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -86,7 +87,7 @@ def gate_of_chance() -> Iterator[None]:
     def judge(lake: Any, mlflow: Any, day: str, run_id: str, champion: Entry | None) -> tuple[Verdict, str]:
         version = f"model-{run_id}"
         promoted = better(version, champion.model_version if champion else None)
-        return Verdict(promoted, "by chance", 1, 1, 0.8, 0.05), version
+        return Verdict(promoted, "by chance", 1, 1), version
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(promoted_model, "_judge", judge)
@@ -126,7 +127,7 @@ def test_other_settings_of_the_gate_judge_the_newest_day_again_and_nothing_older
 ) -> None:
     for day in range(1, LAST + 1):
         world.judge(day)
-    monkeypatch.setattr(promoted_model, "GATE", {**promoted_model.GATE, "alpha": 0.01})
+    monkeypatch.setattr(promoted_model, "GATE", dataclasses.replace(promoted_model.GATE, alpha=0.01))
     for day in range(1, LAST + 1):
         world.judge(day)
     days = [entry.day for entry in ledger(world)]  # type: ignore[arg-type]

@@ -61,12 +61,14 @@ def run(command: Sequence[str], seconds: float = COMMAND_SECONDS, text: str | No
 
 def train(days: Sequence[int], clicks: int) -> Candidate:
     """A real candidate, trained on generated days of November 2017."""
-    parts, labels = [], []
+    parts, labels, ips = [], [], []
     for day in days:
         batch = Clicks.concat(list(generate_day(datetime.date(2017, 11, day), clicks, seed=7)))
         parts.append(features(batch, RunningCounts().count(batch)))
         labels.append(batch.label)
-    window = Sample(np.concatenate(parts), np.concatenate([label for label in labels if label is not None]))
+        ips.append(batch.ip)
+    label = np.concatenate([label for label in labels if label is not None])
+    window = Sample(np.concatenate(parts), label, np.concatenate(ips))
     names = [f"2017-11-{day:02d}" for day in days]
     return train_candidate(window, day="2017-11-10", trained_on=names)
 

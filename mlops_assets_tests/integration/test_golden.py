@@ -31,12 +31,15 @@ def test_the_service_answers_every_click_as_spark_does(stream: NewStream, tmp_pa
     ingest(Landing(lake.root), lake, DAY)
     spark = LocalSpark()
     spark.training_set(lake.root, [DAY], on_day=lambda manifest: None)
-    columns = [*FEATURES, "is_attributed"]
+    columns = [*FEATURES, "is_attributed", "ip"]
     batches = [
         np.column_stack([batch.column(name).to_numpy(zero_copy_only=False) for name in columns])
         for batch in lake.read("training_set", DAY, columns)
     ]
-    window = sample((batch[:, :-1].astype(np.float32), batch[:, -1].astype(np.uint8)) for batch in batches)
+    window = sample(
+        (batch[:, :-2].astype(np.float32), batch[:, -2].astype(np.uint8), batch[:, -1].astype(np.uint32))
+        for batch in batches
+    )
     model = tmp_path / "trained"
     train_candidate(window, day=DAY, trained_on=[DAY]).write(model)
     spark.predictions(lake.root, [DAY], str(model), on_day=lambda manifest: None)

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from mlops_assets.clicks.features import FEATURES
@@ -36,36 +35,21 @@ def test_auc_is_that_of_scikit_learn_with_and_without_ties(n: int, seed: int, di
     assert evaluation.auc(label, score) == pytest.approx(roc_auc_score(label, score), abs=1e-12)
 
 
-@given(st.integers(8, 60), st.integers(0, 10_000), st.sampled_from([0, 1, 9]))
-def test_delong_equals_the_definition_by_placement_values(n: int, seed: int, digits: int) -> None:
-    label, scores = scored(n, seed, models=2, digits=digits)
-    wins = [placements(label, score) for score in scores]
-    by_positive = np.array([w.mean(axis=1) for w in wins])
-    by_negative = np.array([w.mean(axis=0) for w in wins])
-    m, k = by_positive.shape[1], by_negative.shape[1]
-    expected = np.empty((2, 2))
-    for i in range(2):
-        for j in range(2):
-            mean_i, mean_j = wins[i].mean(), wins[j].mean()
-            s10 = sum((by_positive[i] - mean_i) * (by_positive[j] - mean_j)) / (m - 1)
-            s01 = sum((by_negative[i] - mean_i) * (by_negative[j] - mean_j)) / (k - 1)
-            expected[i, j] = s10 / m + s01 / k
-    aucs, covariance = evaluation.delong(label, scores)
-    assert aucs == pytest.approx([w.mean() for w in wins], abs=1e-12)
-    assert covariance == pytest.approx(expected, abs=1e-12)
-    variance = expected[0, 0] + expected[1, 1] - 2 * expected[0, 1]
-    if variance > 1e-12:
-        z = (wins[0].mean() - wins[1].mean()) / np.sqrt(variance)
-        assert evaluation.p_better(label, scores[0], scores[1]) == pytest.approx(norm.sf(z), abs=1e-9)
+@given(st.integers(6, 60), st.integers(0, 10_000), st.sampled_from([0, 1, 9]))
+def test_placements_are_the_share_of_the_other_class_that_is_ranked_right(n: int, seed: int, digits: int) -> None:
+    label, (score,) = scored(n, seed, digits=digits)
+    wins, found = placements(label, score), evaluation.Ranking.of(label, score).placements()
+    assert found[label] == pytest.approx(wins.mean(axis=1), abs=1e-12)
+    assert found[~label] == pytest.approx(wins.mean(axis=0), abs=1e-12)
 
 
-def test_p_better_is_one_for_equal_rankings_and_undefined_for_a_single_positive() -> None:
-    label, (score,) = scored(200, 3)
-    assert evaluation.p_better(label, score, score) == 1.0
-    assert evaluation.p_better(label, score, np.exp(score)) == 1.0, "a monotone transform ranks alike"
-    single = np.zeros(50, dtype=bool)
-    single[3] = True
-    assert np.isnan(evaluation.p_better(single, score[:50], -score[:50]))
+@given(st.integers(6, 60), st.integers(0, 10_000))
+def test_a_click_that_counts_several_times_is_as_good_as_its_copies(n: int, seed: int) -> None:
+    label, (score,) = scored(n, seed, digits=1)
+    times = np.random.default_rng(seed).integers(0, 4, n)
+    times[[0, 2]] = 1
+    repeated = evaluation.auc(np.repeat(label, times), np.repeat(score, times))
+    assert evaluation.Ranking.of(label, score).auc(times.astype(float)) == pytest.approx(repeated, abs=1e-12)
 
 
 def test_the_bootstrap_has_the_distribution_of_resampling_with_scikit_learn() -> None:
@@ -75,21 +59,35 @@ def test_the_bootstrap_has_the_distribution_of_resampling_with_scikit_learn() ->
     while len(resampled) < 1_000:
         rows = random.integers(0, 400, 400)
         resampled.append(roc_auc_score(label[rows], score[rows]))
-    replicates = evaluation.bootstrap_auc(label, [score], seed=1, replicates=1_000)[:, 0]
+    replicates = evaluation.bootstrap_auc([evaluation.Ranking.of(label, score)], seed=1, replicates=1_000)[:, 0]
     spread = np.std(resampled)
     assert abs(replicates.mean() - np.mean(resampled)) < 4 * spread / np.sqrt(500)
     assert replicates.std() == pytest.approx(spread, rel=0.12)
-    _, covariance = evaluation.delong(label, [score])
-    assert replicates.std() == pytest.approx(np.sqrt(covariance[0, 0]), rel=0.12), "and DeLong's standard error"
+
+
+def test_whole_ips_are_resampled_with_all_their_clicks() -> None:
+    label, (score,) = scored(600, 12, digits=1)
+    cluster = np.random.default_rng(2).integers(0, 60, 600)
+    score = score + np.random.default_rng(3).normal(size=60)[cluster]
+    random = np.random.default_rng(0)
+    resampled = []
+    for _ in range(400):
+        rows = np.concatenate([np.flatnonzero(cluster == drawn) for drawn in random.integers(0, 60, 60)])
+        resampled.append(roc_auc_score(label[rows], score[rows]))
+    ranking = evaluation.Ranking.of(label, score)
+    replicates = evaluation.bootstrap_auc([ranking], seed=1, replicates=400, cluster=cluster)[:, 0]
+    assert abs(replicates.mean() - np.mean(resampled)) < 4 * np.std(resampled) / np.sqrt(200)
+    assert replicates.std() == pytest.approx(np.std(resampled), rel=0.15)
 
 
 def test_models_share_the_resamples_and_a_seed_fixes_them() -> None:
     label, (first, second) = scored(300, 5, models=2)
-    pair = evaluation.bootstrap_auc(label, [first, second], seed=9)
+    rankings = [evaluation.Ranking.of(label, score) for score in (first, second)]
+    pair = evaluation.bootstrap_auc(rankings, seed=9)
     assert pair.shape == (100, 2)
     assert np.array_equal(pair[:, 0], evaluation.evaluate(label, first, seed=9).bootstrap)
     assert np.corrcoef(pair[:, 0], pair[:, 1]).flat[1] > 0.5
-    assert not np.array_equal(pair, evaluation.bootstrap_auc(label, [first, second], seed=10))
+    assert not np.array_equal(pair, evaluation.bootstrap_auc(rankings, seed=10))
 
 
 def test_evaluation_of_a_day_without_installs_has_no_auc() -> None:

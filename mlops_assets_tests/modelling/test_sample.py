@@ -4,25 +4,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from mlops_assets.clicks.features import FEATURES
-from mlops_assets.modelling.sample import sample
-
-Batch = tuple[NDArray[np.float32], NDArray[np.uint8]]
+from mlops_assets.modelling.sample import Batch, sample
 
 
 def numbered(n: int, installs: int, seed: int = 0) -> Batch:
-    """Clicks whose first feature is their position."""
+    """Clicks whose first feature is their position, and whose ip is ten million more."""
     features = np.zeros((n, len(FEATURES)), dtype=np.float32)
     features[:, 0] = np.arange(n)
     label = np.zeros(n, dtype=np.uint8)
     label[np.random.default_rng(seed).choice(n, installs, replace=False)] = 1
-    return features, label
+    return features, label, np.arange(10_000_000, 10_000_000 + n, dtype=np.uint32)
 
 
 def split(batch: Batch, cuts: list[int]) -> list[Batch]:
-    return list(zip(np.split(batch[0], cuts), np.split(batch[1], cuts), strict=True))
+    return list(zip(*(np.split(array, cuts) for array in batch), strict=True))
 
 
 @given(
@@ -46,6 +43,7 @@ def test_a_sample_is_bounded_in_order_and_independent_of_the_batches(
     assert len(whole) <= cap
     assert np.all(np.diff(positions) > 0), "in the order they came, none twice"
     assert np.array_equal(whole.label, label[positions])
+    assert np.array_equal(whole.ip, positions + 10_000_000), "each click has its own ip"
     installs = int(label.sum())
     assert whole.installs == min(installs, cap // 2), "every install, up to half the cap"
     assert len(whole) - whole.installs == min(n - installs, cap - whole.installs), "the rest of the cap is filled"
@@ -72,13 +70,13 @@ def test_the_weights_stand_for_the_whole_window() -> None:
 
 
 def test_bad_batches_and_caps_are_named() -> None:
-    features, label = numbered(10, 2)
+    features, label, ip = numbered(10, 2)
     with pytest.raises(ValueError, match=r"shape \(10, 11\) for 10 labels"):
-        sample([(features[:, :11], label)])
+        sample([(features[:, :11], label, ip)])
     with pytest.raises(ValueError, match="0 or 1, found 2"):
-        sample([(features, label * 2)])
+        sample([(features, label * 2, ip)])
     with pytest.raises(ValueError, match="raise the cap"):
-        sample([(features, label)], cap=1)
+        sample([(features, label, ip)], cap=1)
 
 
 def test_an_empty_window_is_an_empty_sample() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from mlops_assets.clicks.features import FEATURES, RunningCounts, features
@@ -15,11 +14,11 @@ from mlops_assets.clicks.schema import Clicks
 from mlops_assets.inference.model import Model
 from mlops_assets.modelling import training
 from mlops_assets.modelling.evaluation import evaluate
-from mlops_assets.modelling.sample import Sample, sample
+from mlops_assets.modelling.sample import Batch, Sample, sample
 from mlops_assets.modelling.training import NothingToLearn, train_candidate
 from mlops_assets_tests.modelling.windows import day, true_probability, window
 
-RealDays = dict[str, tuple[NDArray[np.float32], NDArray[np.uint8]]]
+RealDays = dict[str, Batch]
 DAYS = ["2017-11-06", "2017-11-07"]
 
 
@@ -36,7 +35,7 @@ def test_a_candidate_comes_near_the_law_of_its_window_and_is_calibrated() -> Non
 
 def test_probabilities_stay_calibrated_when_negatives_are_sampled_away() -> None:
     whole = window(30_000)
-    bounded = sample([(whole.features, whole.label)], cap=3 * whole.installs)
+    bounded = sample([(whole.features, whole.label, whole.ip)], cap=3 * whole.installs)
     assert bounded.negative_rate < 0.2
     candidate = train_candidate(bounded, day="2017-11-08", trained_on=DAYS)
     later, label = day(30_000, 2, seed=99)
@@ -53,7 +52,7 @@ def test_the_same_window_gives_the_same_bytes_and_another_window_another_version
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     changed = data.label.copy()
     changed[:200] = 1 - changed[:200]
-    other = train_candidate(Sample(data.features, changed), day="2017-11-08", trained_on=DAYS, seed=3)
+    other = train_candidate(Sample(data.features, changed, data.ip), day="2017-11-08", trained_on=DAYS, seed=3)
     assert other.version != first.version
     assert train_candidate(data, day="2017-11-08", trained_on=DAYS[1:], seed=3).version != first.version
 
@@ -89,7 +88,7 @@ def test_trees_win_where_the_law_is_beyond_a_logistic_regression() -> None:
     busy = data.features[:, FEATURES.index("ip_count")] > 1
     likely = (data.features[:, 0] % 2 == 0) != busy
     label = (random.random(len(data)) < np.where(likely, 0.1, 0.002)).astype(np.uint8)
-    candidate = train_candidate(Sample(data.features, label), day="2017-11-08", trained_on=DAYS)
+    candidate = train_candidate(Sample(data.features, label, data.ip), day="2017-11-08", trained_on=DAYS)
     assert candidate.algorithm != "LogisticRegression"
     chosen = candidate.description["selection"]
     assert chosen[candidate.algorithm] > chosen["LogisticRegression"] + 0.05
@@ -98,7 +97,7 @@ def test_trees_win_where_the_law_is_beyond_a_logistic_regression() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_window_with_one_kind_of_click_says_so(label: int) -> None:
     data = window(500)
-    constant = Sample(data.features, np.full(len(data), label, np.uint8))
+    constant = Sample(data.features, np.full(len(data), label, np.uint8), data.ip)
     with pytest.raises(NothingToLearn, match=r"no candidate for 2017-11-08: .* of the 1000 clicks .*2017-11-06"):
         train_candidate(constant, day="2017-11-08", trained_on=DAYS)
 
@@ -113,7 +112,7 @@ def test_a_window_with_too_few_installs_to_compare_takes_the_simplest() -> None:
     data = window(1_000)
     label = np.zeros(len(data), np.uint8)
     label[[3, 900, 1_500]] = 1
-    candidate = train_candidate(Sample(data.features, label), day="2017-11-08", trained_on=DAYS)
+    candidate = train_candidate(Sample(data.features, label, data.ip), day="2017-11-08", trained_on=DAYS)
     assert candidate.algorithm == "LogisticRegression"
     assert candidate.description["selection"] == {}
     assert np.isfinite(candidate.model.probability(data.features)).all()
@@ -130,14 +129,15 @@ def real() -> RealDays:
         ids = {column: rows[column].to_numpy(np.uint16) for column in ("app", "device", "os", "channel")}
         time = pd.to_datetime(rows["click_time"]).to_numpy().astype("datetime64[s]").astype(np.int64)
         clicks = Clicks(ip=rows["ip"].to_numpy(np.uint32), time=time, **ids)
-        days[name] = features(clicks, RunningCounts().count(clicks)), rows["is_attributed"].to_numpy(np.uint8)
+        label = rows["is_attributed"].to_numpy(np.uint8)
+        days[name] = features(clicks, RunningCounts().count(clicks)), label, clicks.ip
     return days
 
 
 def test_on_real_clicks_a_candidate_ranks_the_next_day(real: RealDays, tmp_path: Path) -> None:
     candidate = train_candidate(sample([real[name] for name in DAYS]), day="2017-11-08", trained_on=DAYS)
     candidate.write(tmp_path)
-    later, label = real["2017-11-08"]
+    later, label, _ = real["2017-11-08"]
     probability = Model.load(tmp_path).probability(later)
     mean = evaluate(label, probability).mean
     assert mean is not None

@@ -29,7 +29,13 @@ def day(clicks: int, weekday: int, seed: int) -> tuple[NDArray[np.float32], NDAr
     return features, (random.random(clicks) < true_probability(features)).astype(np.uint8)
 
 
+def ips(clicks: int) -> NDArray[np.uint32]:
+    """An ip for each click, of two clicks on average."""
+    return np.random.default_rng(clicks).integers(0, clicks // 2 + 1, clicks, dtype=np.uint32)
+
+
 def window(clicks: int = 6_000, days: int = 2, seed: int = 1) -> Sample:
     """Whole days after one another, nothing sampled away."""
     parts = [day(clicks, weekday, seed + weekday) for weekday in range(days)]
-    return Sample(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
+    features, label = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Sample(features, label, ips(len(label)))
