@@ -105,7 +105,7 @@ def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run
         if evaluation.mean is not None:
             pictures = {
                 "roc": plots.roc(clicks.label, probability),
-                "calibration": plots.calibration(clicks.label, probability),
+                "calibration": plots.calibration(clicks.label, probability, clicks.weight),
                 "importance": plots.importance(lost),
             }
         if run_id is None:

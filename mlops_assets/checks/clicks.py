@@ -14,7 +14,7 @@ from mlops_assets.assets.quality import Judgement
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
-from mlops_assets.modelling.evaluation import psi
+from mlops_assets.modelling.evaluation import DRIFTED, psi
 from mlops_assets.modelling.ledger import champion_as_of
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
@@ -22,8 +22,6 @@ from mlops_assets.resources.mlflow import MLflow
 
 USUAL_LABEL_RATE: Final = (0.0002, 0.02)
 USUAL_DUPLICATES: Final = 0.05
-DRIFTED: Final = 0.25
-"""Population stability index from which on a distribution is commonly called shifted."""
 
 
 def day_by_day(
@@ -115,9 +113,10 @@ def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource,
             return True, {"champion": "none yet", "worst feature": None, "worst PSI": None}
         with TemporaryDirectory(prefix="drift-") as scratch:
             reference = Model.load(mlflow.model_folder(champion.run_id, Path(scratch))).description["reference"]
-        features = holdout(lake.lake(), day)
+        clicks = holdout(lake.lake(), day)
         shifts = {
-            name: psi(histogram, features.features[:, FEATURES.index(name)]) for name, histogram in reference.items()
+            name: psi(histogram, clicks.features[:, FEATURES.index(name)], clicks.weight)
+            for name, histogram in reference.items()
         }
         worst = max(shifts, key=lambda name: shifts[name])
         numbers = {"champion": champion.model_version, "worst feature": worst, "worst PSI": shifts[worst]}

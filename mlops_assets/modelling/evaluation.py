@@ -132,6 +132,25 @@ def bootstrap_auc(
     return result
 
 
+def calibration(
+    label: NDArray[Any], probability: NDArray[Any], weight: NDArray[np.float64], groups: int = 10
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean probability and share of installs, in groups of as many expected installs each, by growing probability.
+
+    `weight` (n,) is how many clicks each of the n clicks stands for. Groups of equal size would put nearly all installs
+    into the last one. A group without an install is left out.
+    """
+    order = np.argsort(probability, kind="stable")
+    weight, expected = weight[order], probability[order] * weight[order]
+    cumulated = np.cumsum(expected)
+    group = np.minimum((cumulated / max(cumulated[-1], 1e-12) * groups).astype(int), groups - 1)
+    clicks, predicted, installs = (
+        np.bincount(group, each, groups) for each in (weight, expected, label[order] * weight)
+    )
+    shown = installs > 0
+    return predicted[shown] / clicks[shown], installs[shown] / clicks[shown]
+
+
 def importance(
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     features: NDArray[np.float32],
@@ -189,7 +208,7 @@ def reference(features: NDArray[np.float32], weight: NDArray[np.float64]) -> dic
 
 
 def _shares(
-    histogram: dict[str, list[float]], values: NDArray[np.float32], weight: NDArray[np.float64] | None = None
+    histogram: dict[str, list[float]], values: NDArray[np.float32], weight: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     if "edges" in histogram:
         index = np.searchsorted(histogram["edges"], values, side="right")
@@ -203,15 +222,19 @@ def _shares(
     return np.asarray(counts / counts.sum())
 
 
-def psi(reference: dict[str, list[float]], values: ArrayLike) -> float:
+DRIFTED: Final = 0.25
+"""Population stability index from which on a distribution is commonly called shifted; below 0.1 it is called stable."""
+
+
+def psi(reference: dict[str, list[float]], values: ArrayLike, weight: NDArray[np.float64]) -> float:
     """Population stability index of one feature's values against its histogram: sum of (a - e) ln(a / e).
 
-    Below 0.1 is commonly read as stable, above 0.25 as drifted. An empty bin counts as a share of 0.0001. Raises
-    ValueError without values.
+    `weight` (n,) is how many clicks each value stands for. An empty bin counts as a share of 0.0001. Raises ValueError
+    without values.
     """
     values = np.asarray(values, dtype=np.float32)
     if not len(values):
         raise ValueError("no values to compare with the reference")
     expected = np.maximum(reference["share"], 1e-4)
-    actual = np.maximum(_shares(reference, values), 1e-4)
+    actual = np.maximum(_shares(reference, values, weight), 1e-4)
     return float(np.sum((actual - expected) * np.log(actual / expected)))

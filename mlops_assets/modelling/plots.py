@@ -9,14 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
+from mlops_assets.modelling import evaluation
 from mlops_assets.modelling.evaluation import auc, checked
 
 
 def roc(label: ArrayLike, probability: ArrayLike) -> bytes:
-    """The ROC curve of n clicks, with its AUC. Both classes must occur."""
+    """The ROC curve of n clicks, with its AUC. Both classes must occur. Sampling weights cancel: see `auc`."""
     labels, score = checked(label, probability)
     figure, axes = _figure("ROC", "false positive rate", "true positive rate")
     false_positives, true_positives, _ = roc_curve(labels, score)
@@ -26,20 +27,11 @@ def roc(label: ArrayLike, probability: ArrayLike) -> bytes:
     return _png(figure)
 
 
-def calibration(label: ArrayLike, probability: ArrayLike, groups: int = 10) -> bytes:
-    """Mean probability against share of installs, in groups of as many expected installs each, on logarithmic axes.
-
-    Groups of equal size would put nearly all installs into the last one. A group without an install is left out.
-    """
+def calibration(label: ArrayLike, probability: ArrayLike, weight: NDArray[np.float64]) -> bytes:
+    """Mean probability against share of installs, as `evaluation.calibration` gives them, on logarithmic axes."""
     labels, score = checked(label, probability)
-    order = np.argsort(score, kind="stable")
-    cumulated = np.cumsum(score[order])
-    group = np.minimum((cumulated / max(cumulated[-1], 1e-12) * groups).astype(int), groups - 1)
-    clicks = np.bincount(group, minlength=groups)
-    expected, observed = np.bincount(group, score[order], groups), np.bincount(group, labels[order], groups)
-    shown = observed > 0
     figure, axes = _figure("Calibration", "predicted probability", "share of installs")
-    axes.loglog(expected[shown] / clicks[shown], observed[shown] / clicks[shown], "o-", label="model")
+    axes.loglog(*evaluation.calibration(labels, score, weight), "o-", label="model")
     ends = [max(float(score.min()), 1e-6), 1.0]
     axes.loglog(ends, ends, color="grey", linestyle=":", label="perfect")
     axes.legend(loc="lower right")

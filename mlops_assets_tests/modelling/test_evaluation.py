@@ -9,7 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.modelling import evaluation
-from mlops_assets_tests.modelling.windows import day, true_probability
+from mlops_assets.modelling.sample import sample
+from mlops_assets_tests.modelling.windows import day, ips, true_probability
 
 
 def scored(
@@ -120,19 +121,42 @@ def test_psi_is_near_zero_for_the_same_law_and_large_after_a_shift() -> None:
     histograms = evaluation.reference(features, np.ones(len(features)))
     assert "day_of_week" not in histograms
     later, _ = day(20_000, 1, 2)
+    once = np.ones(len(later))
     for name, histogram in histograms.items():
         assert sum(histogram["share"]) == pytest.approx(1)
-        assert evaluation.psi(histogram, features[:, FEATURES.index(name)]) == pytest.approx(0, abs=1e-9)
-        assert evaluation.psi(histogram, later[:, FEATURES.index(name)]) < 0.02
-    assert evaluation.psi(histograms["ip_count"], later[:, 6] * 8) > 0.25
-    assert evaluation.psi(histograms["app"], later[:, 0] + 500) > 0.25
+        assert evaluation.psi(histogram, features[:, FEATURES.index(name)], once) == pytest.approx(0, abs=1e-9)
+        assert evaluation.psi(histogram, later[:, FEATURES.index(name)], once) < 0.02
+    assert evaluation.psi(histograms["ip_count"], later[:, 6] * 8, once) > 0.25
+    assert evaluation.psi(histograms["app"], later[:, 0] + 500, once) > 0.25
     with pytest.raises(ValueError, match="no values"):
-        evaluation.psi(histograms["app"], [])
+        evaluation.psi(histograms["app"], [], np.ones(0))
 
 
 def test_psi_of_two_bins_by_hand() -> None:
     histogram = {"edges": [2.0], "share": [0.75, 0.25]}
-    assert evaluation.psi(histogram, [1, 1, 4, 8]) == pytest.approx(-0.25 * np.log(2 / 3) + 0.25 * np.log(2))
+    expected = pytest.approx(-0.25 * np.log(2 / 3) + 0.25 * np.log(2))
+    assert evaluation.psi(histogram, [1, 1, 4, 8], np.ones(4)) == expected
+    assert evaluation.psi(histogram, [1, 4, 8], np.array([2, 1, 1])) == expected, "a row that stands for two"
+
+
+def test_a_day_above_the_cap_looks_as_the_whole_day_does() -> None:
+    """Installs are all kept, others thinned out to a twentieth: the sample's rows alone would say something else."""
+    features, label = day(60_000, 0, seed=1)
+    features[:, 6] = np.where(label == 1, 64, features[:, 6])  # what installs look like is rare among all clicks
+    capped = sample([(features, label, ips(len(label)))], cap=4_000)
+    assert capped.negative_rate < 0.1
+    histogram = evaluation.reference(features, np.ones(len(features)))["ip_count"]
+    column = capped.features[:, 6]
+    assert evaluation.psi(histogram, column, capped.weight) < 0.02
+    assert evaluation.psi(histogram, column, np.ones(len(capped))) > evaluation.DRIFTED, "which is a false alarm"
+
+    probability = true_probability(features)
+    whole = evaluation.calibration(label, probability, np.ones(len(label)), groups=5)
+    predicted, observed = evaluation.calibration(
+        capped.label, true_probability(capped.features), capped.weight, groups=5
+    )
+    assert predicted == pytest.approx(whole[0], rel=0.25)
+    assert observed == pytest.approx(whole[1], rel=0.25)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -14,7 +14,7 @@ def test_each_plot_is_a_small_png_and_the_same_twice() -> None:
 
     def draw() -> list[bytes]:
         importance = plots.importance({"app": 0.1, "hour": -0.01})
-        return [plots.roc(label, probability), plots.calibration(label, probability), importance]
+        return [plots.roc(label, probability), plots.calibration(label, probability, np.ones(len(label))), importance]
 
     for image, again in zip(draw(), draw(), strict=True):
         assert image.startswith(PNG)
@@ -23,5 +23,7 @@ def test_each_plot_is_a_small_png_and_the_same_twice() -> None:
 
 
 def test_the_plots_take_what_a_bad_day_gives() -> None:
-    assert plots.calibration(np.zeros(10), np.zeros(10)).startswith(PNG), "no install, and a model that expects none"
+    assert plots.calibration(np.zeros(10), np.zeros(10), np.ones(10)).startswith(PNG), (
+        "no install, and a model that expects none"
+    )
     assert plots.importance({}).startswith(PNG)
