@@ -18,6 +18,9 @@ REASON: Final = 300
 FAILED_CHECK: Final = "DagsterAssetCheckFailedError"
 """The error of a step whose blocking check failed: the check is told, not the step."""
 ROLLOUT: Final = "rollout"
+SENSOR: Final = "dagster/sensor_name"
+WAITS: Final = "The roll onto image {image} could not be carried out, and is tried again"
+WAITS_TODO: Final = "The old image serves. If this goes on, look at the registry, Kafka and the cluster."
 REAPER: Final = "reap_clusters"
 ONGOING_SECONDS: Final = 24 * HOUR
 """How long the failures of a job that runs by the clock count as one, unless it succeeds in between."""
@@ -27,7 +30,7 @@ ONGOING_SECONDS: Final = 24 * HOUR
 class FailedRun:
     """A run that failed for good. `steps` maps each failed step to its error's class and message.
 
-    `undone` says that its failure is an undone roll, which is told by itself.
+    `digest` is what a rollout was to roll onto; `has_verdict` says that it recorded how that ended, which is told.
     """
 
     run_id: str
@@ -37,7 +40,8 @@ class FailedRun:
     steps: Mapping[str, tuple[str, str]]
     reason: str
     at: float
-    undone: bool = False
+    digest: str = ""
+    has_verdict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,10 @@ class FailedCheck:
 
 @dataclass(frozen=True, slots=True)
 class Roll:
-    """How a roll ended, as its materialization of `inference_deployment` says."""
+    """How a roll ended, as its materialization of `inference_deployment` says.
+
+    `transient` says that it was undone for a reason that may pass, so that it is tried again.
+    """
 
     storage_id: int
     run_id: str
@@ -63,6 +70,7 @@ class Roll:
     digest: str
     previous: str
     reason: str
+    transient: bool
     by_hand: bool
     at: float
 
@@ -70,7 +78,7 @@ class Roll:
 def of_run(run: FailedRun, link: Link) -> Message | None:
     """A failed run; None if all that failed in it is told otherwise (a blocking check, an undone roll)."""
     steps = {step: message for step, (kind, message) in run.steps.items() if kind != FAILED_CHECK}
-    if run.undone or (run.steps and not steps):
+    if run.has_verdict or (run.steps and not steps):
         return None
     reasons = [f"{step}: {shortened(message)}" for step, message in steps.items()] or [shortened(run.reason)]
     told = _advice(run, link)
@@ -95,11 +103,8 @@ def _advice(run: FailedRun, link: Link) -> _Advice:
         title = "The reaper failed: Spark clusters may be left that cost money"
         todo = "Look for clusters with the label code-location in the cloud; delete those whose run has ended."
         return _Advice(f"ongoing {run.job}", "reaper", title, todo, ONGOING_SECONDS)
-    if run.job == ROLLOUT:
-        # The sensor asks again until the roll has an outcome of its own: one message for all attempts.
-        title = "A roll could not be carried out, and is tried again"
-        todo = "The old image serves. If this goes on, look at the registry and the cluster."
-        return _Advice(f"ongoing {run.job}", "rolls", title, todo, ONGOING_SECONDS)
+    if run.job == ROLLOUT and SENSOR in run.tags:
+        return _Advice(_waits(run.digest), "rolls", WAITS.format(image=short(run.digest)), WAITS_TODO, ONGOING_SECONDS)
     if backfill := run.tags.get("dagster/backfill"):
         todo = f"Once the cause is mended, launch the failed days again: {link(f'runs/b/{backfill}')}"
         return _Advice(key, f"backfill {backfill}", title, todo)
@@ -125,9 +130,22 @@ def of_check(check: FailedCheck, link: Link) -> Message:
     )
 
 
+def _waits(digest: str) -> str:
+    """The key of all attempts at one image: the sensor asks until the roll has an outcome of its own."""
+    return f"ongoing rollout {digest}"
+
+
 def of_roll(roll: Roll, link: Link) -> Message | None:
     """A rollback: by the system, or by a person's hand; None for a roll that is as the promotion said."""
-    if roll.verdict == "undone":
+    key, remember = f"roll {roll.storage_id}", REMEMBER_SECONDS
+    if roll.verdict == "undone" and roll.transient:
+        key, remember = _waits(roll.digest), ONGOING_SECONDS
+        title = WAITS.format(image=short(roll.digest))
+        text = f"{shortened(roll.reason)}\n{WAITS_TODO}"
+    elif roll.verdict == "overtaken":
+        title = f"The roll onto image {short(roll.digest)} was overtaken by another"
+        text = f"{shortened(roll.reason)}\nSee `inference_deployment` for what runs; roll again if it is the wrong one."
+    elif roll.verdict == "undone":
         title = f"Rolled back: image {short(roll.digest)} did not come up"
         text = (
             f"{shortened(roll.reason)}\n{short(roll.previous)} serves. It is not tried again: mend it, then launch the "
@@ -139,7 +157,7 @@ def of_roll(roll: Roll, link: Link) -> Message | None:
         text += "revoke it too, if it was at fault."
     else:
         return None
-    return Message(f"roll {roll.storage_id}", "rolls", title, text, link(f"runs/{roll.run_id}"), roll.at)
+    return Message(key, "rolls", title, text, link(f"runs/{roll.run_id}"), roll.at, remember)
 
 
 def of_ledger(entries: Sequence[Entry], after: str, link: Link) -> list[Message]:

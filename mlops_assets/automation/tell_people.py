@@ -12,6 +12,7 @@ from mlops_assets.assets.notices import NOTICES
 from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.happenings import (
     ROLLOUT,
+    SENSOR,
     FailedCheck,
     FailedRun,
     Roll,
@@ -24,6 +25,7 @@ from mlops_assets.automation.happenings import (
     told_day_by_day,
 )
 from mlops_assets.automation.outbox import Message, Outbox, letter
+from mlops_assets.automation.rollout import digest_of, story_of
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.notifier import URLS, Notifier, NotifyError, link
 
@@ -196,22 +198,23 @@ def _failed_runs(
     records, more = _events(instance, outbox, dg.DagsterEventType.RUN_FAILURE, now)
     found = []
     for record in records:
-        run = None if outbox.is_taken(f"run {record.run_id}") else instance.get_run_by_id(record.run_id)
-        if run is None:
+        found_run = None if outbox.is_taken(f"run {record.run_id}") else instance.get_run_record_by_id(record.run_id)
+        if found_run is None:
             continue
+        run = found_run.dagster_run
         will_retry = run.tags.get("dagster/will_retry")
         unsure = will_retry is None and instance.run_retries_enabled and now - record.timestamp < SETTLED_SECONDS
         if will_retry == "true" or unsure:  # its last attempt is told, or its success is not
             continue
-        message = of_run(_failed_run(instance, run, record), link)
+        message = of_run(_failed_run(instance, found_run, record), link)
         if message:
             _forget_if_it_succeeded(instance, outbox, message, run.job_name)
             found.append(message)
     return found, more
 
 
-def _failed_run(instance: dg.DagsterInstance, run: dg.DagsterRun, record: dg.EventLogRecord) -> FailedRun:
-    steps = {}
+def _failed_run(instance: dg.DagsterInstance, found: dg.RunRecord, record: dg.EventLogRecord) -> FailedRun:
+    steps, run = {}, found.dagster_run
     logs = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=STEPS).records
     for each in logs:
         event = each.event_log_entry.get_dagster_event()
@@ -219,7 +222,6 @@ def _failed_run(instance: dg.DagsterInstance, run: dg.DagsterRun, record: dg.Eve
         if error and error.cause and error.cls_name == "DagsterExecutionStepExecutionError":
             error = error.cause
         steps[event.step_key or "?"] = (error.cls_name or "", error.message.strip()) if error else ("", "")
-    rolls = _rolls_of(instance, run.run_id) if run.job_name == ROLLOUT else ()
     return FailedRun(
         run_id=run.run_id,
         job=run.job_name,
@@ -228,17 +230,9 @@ def _failed_run(instance: dg.DagsterInstance, run: dg.DagsterRun, record: dg.Eve
         steps=steps,
         reason=record.event_log_entry.get_dagster_event().message or "its process ended",
         at=record.timestamp,
-        undone="undone" in rolls,
+        digest=digest_of(found) if run.job_name == ROLLOUT else "",
+        has_verdict=run.job_name == ROLLOUT and bool(story_of(instance, run.run_id)[0]),
     )
-
-
-def _rolls_of(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
-    """The verdicts of the rolls of a run."""
-    kind = dg.DagsterEventType.ASSET_MATERIALIZATION
-    for record in instance.get_records_for_run(run_id, of_type=kind).records:
-        materialization = record.event_log_entry.asset_materialization
-        if materialization and "verdict" in materialization.metadata:
-            yield str(materialization.metadata["verdict"].value)
 
 
 def _forget_if_it_succeeded(instance: dg.DagsterInstance, outbox: Outbox, message: Message, job: str) -> None:
@@ -322,7 +316,8 @@ def _roll(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> Roll:
         digest=said.get("digest", ""),
         previous=said.get("previous", ""),
         reason=said.get("reason") or said.get("requested_because", ""),
-        by_hand=run is not None and run.job_name == ROLLOUT and "dagster/sensor_name" not in run.tags,
+        transient=said.get("transient") == "True",
+        by_hand=run is not None and run.job_name == ROLLOUT and SENSOR not in run.tags,
         at=record.timestamp,
     )
 

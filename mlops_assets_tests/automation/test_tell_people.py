@@ -58,10 +58,10 @@ def reaper() -> None:
     breaks()
 
 
-@dg.op(config_schema={"verdict": str, "fails": bool})
+@dg.op(name="inference_deployment", config_schema={"verdict": str, "fails": bool, "transient": bool, "digest": str})
 def roll(context: dg.OpExecutionContext) -> None:
-    story = {"verdict": context.op_config["verdict"], "digest": "sha256:" + "a" * 64, "previous": "sha256:" + "b" * 64}
-    story["reason"] = "the pods crash"
+    told = {name: context.op_config[name] for name in ("verdict", "digest", "transient")}
+    story = {**told, "previous": "sha256:" + "b" * 64, "reason": "the pods crash"}
     if context.op_config["verdict"]:
         context.log_event(dg.AssetMaterialization("inference_deployment", metadata=story))
     if context.op_config["fails"]:
@@ -115,9 +115,12 @@ class World:
         )
         return str(result.run_id)
 
-    def roll(self, verdict: str, *, fails: bool, **settings: Any) -> str:
-        config = {"ops": {"roll": {"config": {"verdict": verdict, "fails": fails}}}}
-        return self.run("rollout", run_config=config, **settings)
+    def roll(self, verdict: str, *, letter: str = "a", transient: bool = False, by_hand: bool = False) -> str:
+        settings = {"verdict": verdict, "transient": transient, "digest": "sha256:" + 64 * letter}
+        settings["fails"] = verdict not in ("rolled", "unchanged")
+        config = {"ops": {"inference_deployment": {"config": settings}}}
+        tags = {} if by_hand else {"dagster/sensor_name": "champion_changed"}
+        return self.run("rollout", run_config=config, tags=tags)
 
     def decide(self, day: str, version: str, **fields: Any) -> None:
         entry = Entry(
@@ -236,7 +239,7 @@ def test_a_promotion_a_forced_model_and_a_revoked_one_are_told(world: World, peo
 
 
 def test_an_undone_roll_is_one_message_though_its_run_fails(world: World, people: Endpoint) -> None:
-    run = world.roll("undone", fails=True, tags={"dagster/sensor_name": "champion_changed"})
+    run = world.roll("undone")
     world.tick()
     world.tick(later=HOUR)
     assert people.titles == ["Rolled back: image aaaaaaaaaaaa did not come up"]
@@ -245,19 +248,40 @@ def test_an_undone_roll_is_one_message_though_its_run_fails(world: World, people
 
 
 def test_a_roll_by_a_persons_hand_is_told_and_one_of_the_sensors_is_not(world: World, people: Endpoint) -> None:
-    world.roll("rolled", fails=False, tags={"dagster/sensor_name": "champion_changed"})
+    world.roll("rolled")
     world.tick()
-    world.roll("rolled", fails=False)
+    world.roll("rolled", by_hand=True)
     world.tick()
     world.tick(later=HOUR)
     assert people.titles == ["A person rolled the fleet onto image aaaaaaaaaaaa"]
 
 
+def test_a_roll_that_was_overtaken_is_told(world: World, people: Endpoint) -> None:
+    world.roll("overtaken", by_hand=True)
+    world.tick()
+    world.tick(later=HOUR)
+    assert people.titles == ["The roll onto image aaaaaaaaaaaa was overtaken by another"]
+
+
 def test_a_roll_that_waits_for_retries_is_told_once_until_one_succeeded(world: World, people: Endpoint) -> None:
-    for _ in range(3):
-        world.roll("", fails=True)
+    """Whether the attempt came to nothing, or to a roll that was undone for a reason that may pass."""
+    waits = "The roll onto image {}, and is tried again".format("aaaaaaaaaaaa could not be carried out")
+    for attempt in range(4):
+        world.roll("undone" if attempt % 2 else "", transient=True)
         world.tick(later=QUIET_SECONDS)
-    assert people.titles == ["A roll could not be carried out, and is tried again"]
+    assert people.titles == [waits]
+    world.roll("", letter="c")
+    world.tick(later=QUIET_SECONDS)
+    world.roll("rolled")
+    world.roll("")
+    world.tick(later=QUIET_SECONDS)
+    assert people.titles == [waits, waits.replace("aaaaaaaaaaaa", "cccccccccccc"), waits]
+
+
+def test_a_rollout_by_hand_that_fails_is_a_failed_run(world: World, people: Endpoint) -> None:
+    world.roll("", by_hand=True)
+    world.tick()
+    assert people.titles == ["Run failed: rollout"]
 
 
 def test_a_job_of_the_clock_is_told_when_it_begins_to_fail_and_again_after_it_had_recovered(
