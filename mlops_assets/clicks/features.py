@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from itertools import pairwise
 from typing import Final
 
@@ -43,17 +44,23 @@ class RunningCounts:
         """The memory of the live keys, in bytes."""
         return sum(table.nbytes for table in self._tables.values())
 
-    def count(self, clicks: Clicks) -> NDArray[np.uint32]:
-        """Counts of the next n clicks, shape (n, 6), columns as in COUNTS."""
-        result = np.empty((len(clicks), len(COUNTS)), dtype=np.uint32)
+    def count(self, clicks: Clicks, late: NDArray[np.bool_] | None = None) -> NDArray[np.uint32]:
+        """Counts of the next n clicks, shape (n, 6), columns as in COUNTS.
+
+        Those that are `late`, shape (n,), count in their day but in no hour, and their hourly counts are 1.
+        """
+        result = np.ones((len(clicks), len(COUNTS)), dtype=np.uint32)
         for seconds, kinds in ((SECONDS_PER_DAY, _BY_DAY), (SECONDS_PER_HOUR, _BY_HOUR)):
             windows = clicks.time // seconds
             order = None
-            if (windows[1:] < windows[:-1]).any():  # clicks that are late by a window: bring each window's together
-                order = np.argsort(windows, kind="stable")
+            if late is not None and kinds == _BY_HOUR:
+                order = np.flatnonzero(~late)
                 windows = windows[order]
+            if (windows[1:] < windows[:-1]).any():  # clicks that are late by a window: bring each window's together
+                sort = np.argsort(windows, kind="stable")
+                order, windows = sort if order is None else order[sort], windows[sort]
             edges = [0, *(np.flatnonzero(np.diff(windows)) + 1).tolist(), len(windows)]
-            for start, stop in pairwise(edges):
+            for start, stop in pairwise(edges if len(windows) else ()):
                 for low in range(start, stop, _CHUNK):
                     part = slice(low, min(low + _CHUNK, stop))
                     rows = part if order is None else order[part]
@@ -67,10 +74,13 @@ class RunningCounts:
             table = self._tables[seconds, window] = _Table(len(self._tables.get((seconds, window - 1), ())))
         return table
 
-    def forget(self, before: int) -> None:
-        """Drops the keys of windows (hours, for `ip_count` days) that ended at or before `before`, epoch seconds."""
-        for seconds, window in [key for key in self._tables if (key[1] + 1) * key[0] <= before]:
-            del self._tables[seconds, window]
+    def forget(self, before: int, all_days_but: Container[int] | None = None) -> None:
+        """Drops the keys of windows (hours, for `ip_count` days) that ended at or before `before`, epoch seconds, and
+        of all days but those given, numbered since 1970."""
+        for seconds, window in list(self._tables):
+            day = window * seconds // SECONDS_PER_DAY
+            if (window + 1) * seconds <= before or (all_days_but is not None and day not in all_days_but):
+                del self._tables[seconds, window]
 
 
 def _count(table: _Table, clicks: Clicks, rows: slice | NDArray[np.intp], kinds: tuple[int, ...]) -> NDArray[np.uint32]:
@@ -101,7 +111,7 @@ class _Table:
     """A hash table from 64-bit keys (none is 0) to counts: open addressing, triangular probing, all keys at a time."""
 
     def __init__(self, expected: int = 0) -> None:
-        self._bits, self._used = 10, 0
+        self._bits, self._used = 5, 0
         self._allocate(expected)
 
     def __len__(self) -> int:

@@ -150,8 +150,6 @@ class Settings:
     batch_clicks: int
     commit_interval: float
     """Seconds of clicks in one transaction: what it adds to the latency, and divides a commit's cost by."""
-    lateness: int
-    """Seconds by which a click may come late and still be counted exactly."""
     session_timeout_ms: int
     transaction_timeout_ms: int
 
@@ -173,7 +171,6 @@ class Settings:
             metrics_port=reader.number("METRICS_PORT", 9091, 0, 65_535),
             batch_clicks=reader.number("BATCH_CLICKS", 8_000, 1, 100_000),
             commit_interval=reader.number("COMMIT_INTERVAL_MS", 200, 1, 10_000) / 1_000,
-            lateness=reader.number("LATENESS_SECONDS", 600, 0, 86_400),
             session_timeout_ms=reader.number("SESSION_TIMEOUT_MS", 6_000, 1_000, 300_000),
             transaction_timeout_ms=reader.number("TRANSACTION_TIMEOUT_MS", 10_000, 1_000, 900_000),
         )

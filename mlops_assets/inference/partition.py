@@ -1,38 +1,67 @@
-"""What a worker knows of one partition: its counts, and from which offset they can be counted again."""
+"""What a worker knows of one partition: its counts, and from which offset they can be counted again.
+
+The rule for wrong clocks is in clicks/clock.py. What it takes here: a partition learns that a day or an hour has begun
+or is over only when its clock tells, some 256 clicks apart. So clicks of a day that is not open wait: they are counted
+at once, in windows of their own time, for they may be the first of the next day. When the clock has told twice, the
+bulk has spoken: either the day is open and they count, from the first one on that is not ahead of it; or their clocks
+are wrong, and they are taken out again. All this depends on the clicks only, not on how they are divided into batches,
+so whoever begins at `replay_from` comes to the same counts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mlops_assets.clicks.clock import Clock, Now
 from mlops_assets.clicks.features import RunningCounts
 from mlops_assets.clicks.schema import SECONDS_PER_DAY, SECONDS_PER_HOUR, Clicks
 
-OUTLIERS: Final = 99
-"""So many clicks with a wrong clock do not move a partition's time on."""
+OTHER_DAYS: Final = 16
+"""Of so many days that are not open clicks may wait for more than a span."""
+
+AHEAD: Final = 3 * SECONDS_PER_HOUR
+"""So far behind the start of the oldest open hour a click is flagged as ahead: it is so by more than an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The counts of n clicks, shape (n, 6), and which of them came too late for their hour, or are hours ahead."""
+
+    counts: NDArray[np.uint32]
+    late: NDArray[np.bool_]
+    ahead: NDArray[np.bool_]
 
 
 class Partition:
     """The causal counts of one partition of the input.
 
-    Its time is the (OUTLIERS + 1)-th latest click_time: click_time may be out of order, and a few clicks from a wrong
-    clock must not make everyone else late. Counts whose window ended more than `lateness` seconds before that time are
-    forgotten, so what is kept is bounded by the traffic of the current hour and day.
-
     `first` is the offset of the first click to answer; those before it were answered once and are only counted again.
-    `position` is the offset to read next.
+    `position` is the offset to read next. Memory holds the windows of the open days that are not over, and what waits.
     """
 
-    def __init__(self, position: int, first: int, lateness: int) -> None:
-        self.counts = RunningCounts()
+    def __init__(self, position: int, first: int) -> None:
         self.position = position
         self.first = first
-        self._lateness = lateness
-        self._latest = np.zeros(OUTLIERS + 1, np.int64)
-        self._day_begins: dict[int, int] = {}
-        self._forgotten = 0
+        self._counts = RunningCounts()
+        self._clock = Clock()
+        self._now: Now | None = None
+        self._told = (position, position)  # behind which offsets the last two times were told
+        self._begins: dict[int, int] = {}  # of each open day: from where it can be counted again
+        self._waiting: tuple[list[Clicks], list[Clicks]] = ([], [])  # since the time before the last, since the last
+
+    def __len__(self) -> int:
+        """How many keys are live."""
+        return len(self._counts)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the live keys, in bytes."""
+        return self._counts.nbytes
 
     @property
     def caught_up(self) -> bool:
@@ -40,34 +69,86 @@ class Partition:
         return self.position >= self.first
 
     @property
-    def horizon(self) -> int:
-        """Clicks before this time, in epoch seconds, are late: their windows may be forgotten."""
-        return int(self._latest[0]) - self._lateness
-
-    @property
     def replay_from(self) -> int:
-        """The offset from which the counts at `position` can be rebuilt: where the oldest day that counts began."""
-        day = self.horizon // SECONDS_PER_DAY
-        return min((offset for d, offset in self._day_begins.items() if d >= day), default=self.position)
+        """The offset from which the counts at `position` can be rebuilt: where the oldest open day began."""
+        return min(self._begins.values(), default=self._told[0])
 
-    def advance(self, clicks: Clicks, begin: int, end: int) -> None:
-        """Moves on to offset `end`, after the clicks of the offsets from `begin` on were counted."""
-        self.position = end
-        if not len(clicks):
+    def count(self, clicks: Clicks, offset: Callable[[int], int] = int) -> Counted:
+        """Counts the next clicks; `offset` gives that of the click at an index."""
+        parts, begin, ticks = [], 0, self._clock.tick(clicks)
+        plain = self._plain(clicks) and all(now in (None, self._now) for _, now in ticks)
+        elsewhere = np.zeros(len(clicks), np.bool_) if plain else self._elsewhere(clicks)
+        for end, now in ticks:
+            if now not in (None, self._now) or any(self._waiting) or elsewhere[begin:end].any():
+                parts.append(self._count(clicks.take(slice(begin, end))))
+                begin = end
+                if now:
+                    self._tell(now)
+                    elsewhere = self._elsewhere(clicks)
+                else:
+                    self._wait_on()
+            if now:
+                self._told = (self._told[1], offset(end - 1) + 1)
+        if plain:
+            return Counted(self._counts.count(clicks), elsewhere, elsewhere)
+        parts.append(self._count(clicks.take(slice(begin, None))))
+        return Counted(*(np.concatenate([getattr(part, name) for part in parts]) for name in Counted.__slots__))
+
+    def _plain(self, clicks: Clicks) -> bool:
+        """Whether the clicks are neither early nor late, as most are; it saves a fifth of the time to look."""
+        if self._now is None or any(self._waiting) or not len(clicks):
+            return False
+        begin = max(self._now.over, self._now.days.start * SECONDS_PER_DAY)
+        end = min(self._now.over + AHEAD, self._now.days.stop * SECONDS_PER_DAY)
+        return bool(begin <= clicks.time.min() and clicks.time.max() < end)
+
+    def _elsewhere(self, clicks: Clicks) -> NDArray[np.bool_]:
+        """Which clicks are of a day that is not open."""
+        days = self._now.days if self._now else range(0)
+        return (clicks.time < days.start * SECONDS_PER_DAY) | (clicks.time >= days.stop * SECONDS_PER_DAY)
+
+    def _count(self, clicks: Clicks) -> Counted:
+        """Counts the clicks up to the end of a span, or some of them."""
+        over, elsewhere = self._now.over if self._now else 0, self._elsewhere(clicks)
+        late = (clicks.time < over) & ~elsewhere
+        # After a silence the first clicks are ahead of the clock too, and not wrong: this is for the metric only.
+        ahead = clicks.time >= over + AHEAD if self._now else np.zeros(len(clicks), np.bool_)
+        if elsewhere.any():
+            self._waiting[1].append(clicks.take(elsewhere))
+        return Counted(self._counts.count(clicks, late if late.any() else None), late | (clicks.time < over), ahead)
+
+    def _tell(self, now: Now) -> None:
+        """Takes in what the clock tells: opens and closes days, and ends the waiting of clicks."""
+        before, self._now = self._now, now
+        stayed = [day for day in now.days if before and day in before.days]
+        self._counts.forget(now.over, stayed)
+        self._begins = {day: self._begins.get(day, self._told[0]) for day in now.days}
+        recent = sum(map(len, self._waiting[1]))
+        waited = [*self._waiting[0], *self._waiting[1]]
+        self._waiting = ([], [])
+        if not waited:
             return
-        self._latest = _largest(np.concatenate((self._latest, clicks.time)))
-        days = clicks.time // SECONDS_PER_DAY
-        for day in [int(days[0])] if days.min() == days.max() else np.unique(days).tolist():
-            # A batch's begin may be a little early; counting clicks of older days again does no harm.
-            self._day_begins.setdefault(day, begin)
-        hour = self.horizon // SECONDS_PER_HOUR
-        if hour > self._forgotten:
-            self._forgotten = hour
-            self.counts.forget(self.horizon)
-            oldest = self.horizon // SECONDS_PER_DAY
-            self._day_begins = {d: offset for d, offset in self._day_begins.items() if d >= oldest}
+        clicks = Clicks.concat(waited)
+        elsewhere = self._elsewhere(clicks)
+        opened = ~elsewhere
+        if before:  # a day that opens does so with its first click that is not ahead of it
+            on_time = np.flatnonzero(opened & (clicks.time <= now.time))
+            opened[: on_time[0] if len(on_time) else len(opened)] = False
+        elsewhere[: len(clicks) - recent] = False  # these have waited twice
+        stay, wait = clicks.take(opened | elsewhere), clicks.take(elsewhere)
+        self._counts.count(stay, (stay.time < now.over) & ~self._elsewhere(stay))
+        if len(wait):
+            self._waiting[0].append(wait)
 
-
-def _largest(times: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The OUTLIERS + 1 largest values, the smallest of them first."""
-    return np.partition(times, len(times) - OUTLIERS - 1)[-OUTLIERS - 1 :]
+    def _wait_on(self) -> None:
+        """Lets clicks wait of no more than the latest OTHER_DAYS days, where the clock is told seldom."""
+        waited = [Clicks.concat(part) for part in self._waiting if part]
+        days = np.concatenate([clicks.time for clicks in waited])[::-1] // SECONDS_PER_DAY
+        found, behind = np.unique(days, return_index=True)
+        if len(found) <= OTHER_DAYS:
+            return
+        kept = found[np.argsort(behind)[:OTHER_DAYS]].tolist()
+        self._counts.forget(0, [*kept, *(self._now.days if self._now else ())])
+        for part in self._waiting:
+            part[:] = [clicks.take(np.isin(clicks.time // SECONDS_PER_DAY, kept)) for clicks in part]
+            part[:] = [Clicks.concat(part)] if part else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops_assets.clicks.csv import TEST_COLUMNS, Parsed, parse
-from mlops_assets.clicks.features import RunningCounts, features
+from mlops_assets.clicks.features import features
 from mlops_assets.clicks.schema import Clicks
 from mlops_assets.inference.model import Model
+from mlops_assets.inference.partition import Counted, Partition
 
 DECIMALS: Final = 9
 
@@ -36,16 +37,21 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive messages of one partition, the counts that they continue, and the position of the first to answer.
+    """Consecutive messages of one partition, whose counts they continue, and the position of the first to answer.
 
     The messages before that one were answered before, and are only counted again. `output` is the partition that the
-    answers go to.
+    answers go to, `offset` gives the offset of the message at a position.
     """
 
     values: Sequence[bytes | None]
-    counts: RunningCounts
+    partition: Partition
     first: int = 0
     output: int = 0
+    offset: Callable[[int], int] = int
+
+    def count(self, clicks: Clicks, position: NDArray[np.int64]) -> Counted:
+        """Counts its clicks, given the positions of their messages."""
+        return self.partition.count(clicks, lambda at: self.offset(int(position[at])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +59,17 @@ class Scored:
     """What the runs of a batch came to: their clicks, an answer to each new one, and what is no click."""
 
     clicks: Clicks
-    """All clicks of the batch, run after run."""
-    spans: list[tuple[int, int, int]]
-    """Where in `clicks` each run begins, where its new clicks begin, and where it ends."""
+    """The new clicks of the batch, run after run."""
+    new: list[int]
+    """How many of them each run has."""
+    late: int
+    """How many of them came too late for their hour."""
+    ahead: int
+    """How many of them are hours ahead of their partition."""
     probability: NDArray[np.float32]
-    """P(install) of the new clicks."""
+    """P(install) of each."""
     answers: list[Answers]
-    """One message per new click."""
+    """One message per click."""
     rejected: dict[tuple[int, int], str]
     """Run, position in it, and reason of the new messages that are no click."""
 
@@ -72,17 +82,23 @@ def score(runs: Sequence[Run], model: Model) -> Scored:
     clicks, position = parsed.clicks, parsed.line - 1
     edges = [begins, begins + [run.first for run in runs], ends]
     spans = list(zip(*(np.searchsorted(position, edge).tolist() for edge in edges), strict=True))
-    counts = np.concatenate(
-        [run.counts.count(clicks.take(slice(begin, end))) for run, (begin, _, end) in zip(runs, spans, strict=True)]
-    )
+    counted = [
+        run.count(clicks.take(slice(begin, end)), position[begin:end] - first)
+        for run, first, (begin, _, end) in zip(runs, begins.tolist(), spans, strict=True)
+    ]
     new = np.concatenate([np.arange(first, end) for _, first, end in spans])
     answered = clicks.take(new)
-    output = np.repeat(np.array([run.output for run in runs], np.uint16), [end - first for _, first, end in spans])
-    probability = model.probability(features(answered, counts[new])) if len(new) else np.empty(0, np.float32)
+    counts, late, ahead = (
+        np.concatenate([getattr(part, name) for part in counted])[new] for name in ("counts", "late", "ahead")
+    )
+    sizes = [end - first for _, first, end in spans]
+    output = np.repeat(np.array([run.output for run in runs], np.uint16), sizes)
+    probability = model.probability(features(answered, counts)) if len(new) else np.empty(0, np.float32)
     where = {at: int(np.searchsorted(ends, at, side="right")) for at in reasons}
     rejected = {(run, at - int(begins[run])): reasons[at] for at, run in where.items()}
     rejected = {(run, at): reason for (run, at), reason in rejected.items() if at >= runs[run].first}
-    return Scored(clicks, spans, probability, write(answered, probability, output, model), rejected)
+    answers = write(answered, probability, output, model)
+    return Scored(answered, sizes, int(late.sum()), int(ahead.sum()), probability, answers, rejected)
 
 
 def read(values: Sequence[bytes | None]) -> tuple[Parsed, dict[int, str]]:

@@ -6,11 +6,12 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
-import numpy as np
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from mlops_assets.inference import probes
@@ -144,18 +145,20 @@ class Service:
             if run[0].offset() < partition.first:
                 first = sum(message.offset() < partition.first for message in run)
                 self.metrics.replayed.inc(first)
-            todo.append(Run(list(map(Message.value, run)), partition.counts, first, self._output(number)))
+            values, offset = list(map(Message.value, run)), partial(_offset_of, run)
+            todo.append(Run(values, partition, first, self._output(number), offset))
         if not todo:
             return outcome
         scored = score(todo, self._model)
         self.metrics.probability.observe(scored.probability)
-        for (number, run), (begin, new, end) in zip(runs.items(), scored.spans, strict=True):
+        self.metrics.late.inc(scored.late)
+        self.metrics.ahead.inc(scored.ahead)
+        for (number, run), new in zip(runs.items(), scored.new, strict=True):
             partition = self._partitions[number]
-            self.metrics.late.inc(int(np.count_nonzero(scored.clicks.time[new:end] < partition.horizon)))
-            partition.advance(scored.clicks.take(slice(begin, end)), run[0].offset(), run[-1].offset() + 1)
+            partition.position = run[-1].offset() + 1
             if partition.position > partition.first:
                 outcome.offsets.append(self._offset(number, partition))
-                outcome.written.append((run[0].timestamp()[1] / 1_000, end - new))
+                outcome.written.append((run[0].timestamp()[1] / 1_000, new))
         numbers = list(runs)
         for (index, at), reason in scored.rejected.items():
             message = runs[numbers[index]][at]
@@ -193,7 +196,7 @@ class Service:
         metadata = where.metadata or ""
         replay = int(metadata) if metadata.isdecimal() else first
         position = max(low, min(replay, first))
-        self._partitions[where.partition] = Partition(position, max(first, low), self._settings.lateness)
+        self._partitions[where.partition] = Partition(position, max(first, low))
         return position
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
@@ -226,6 +229,11 @@ class Service:
         partitions = list(self._partitions.values())
         self.metrics.partitions.set(len(partitions))
         self.metrics.replaying.set(sum(not partition.caught_up for partition in partitions))
-        self.metrics.keys.set(sum(len(partition.counts) for partition in partitions))
+        self.metrics.keys.set(sum(map(len, partitions)))
         self.metrics.ready.set(self.ready()[0])
         return self.metrics.text()
+
+
+def _offset_of(run: Sequence[Any], position: int) -> int:
+    offset: int = run[position].offset()
+    return offset

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from mlops_assets.clicks import csv
-from mlops_assets.clicks.schema import SECONDS_PER_DAY, Clicks
+from mlops_assets.clicks.clock import Clock, Now
+from mlops_assets.clicks.schema import SECONDS_PER_DAY, SECONDS_PER_HOUR, Clicks
 from mlops_assets.lake.duplicates import Duplicates
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.manifest import Manifest
@@ -23,6 +25,12 @@ from mlops_assets.lake.tables import RAW_CLICKS, raw_rows
 DATASET: Final = "raw_clicks"
 INGEST_VERSION: Final = "1"
 """Raise it when the same file makes other rows: every day is then ingested again."""
+
+HOURS_OVER: Final = "hours_over"
+"""In a manifest's metadata: pairs of an arrival number and a time, in epoch seconds. From there on the hours that ended
+by that time are over, and a click of them counts in none: see clicks/clock.py."""
+
+MOST_TURNS: Final = 1_000
 
 QUARANTINE: Final = "_quarantine"
 MOST_QUARANTINED: Final = 0.1
@@ -42,8 +50,15 @@ class _Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     first_rejected: str = ""
     duplicates: Duplicates = field(default_factory=Duplicates)
+    clock: Clock = field(default_factory=Clock)
+    now: Now | None = None
+    hours_over: list[list[int]] = field(default_factory=list)
 
     def accept(self, clicks: Clicks) -> None:
+        for end, now in self.clock.tick(clicks):
+            if now not in (None, self.now) and len(self.hours_over) <= MOST_TURNS:
+                self.now = now
+                self.hours_over.append([self.clicks + end, now.over])
         self.clicks += len(clicks)
         self.installs += int(np.sum(clicks.label == 1))
         latest = np.maximum.accumulate(np.concatenate(([self.latest], clicks.time)))
@@ -65,13 +80,23 @@ class _Tally:
             "installs": self.installs,
             "duplicates": self.duplicates.count(),
             "out_of_order": self.out_of_order,
+            HOURS_OVER: self._hours_over(),
         }
+
+    def _hours_over(self) -> list[list[int]]:
+        """None for a file whose time goes back oftener than it goes on: it is not in the order of arrival, so there is no
+        telling what came late."""
+        hours = [over // SECONDS_PER_HOUR for _, over in self.hours_over]
+        back = sum(then < now for now, then in pairwise(hours))
+        ordered = len(hours) <= MOST_TURNS and (not hours or back <= max(hours) - hours[0])
+        return self.hours_over if ordered else []
 
 
 def ingest(landing: Landing, lake: Lake, day: str) -> Manifest:
     """Replaces the day's raw clicks by its landing file, in bounded memory; a file that did not change costs nothing.
 
-    Identical clicks are kept: bots really make them. They are counted, as are clicks that arrived after a later one.
+    The order of the lines is that of the clicks' arrival. Identical clicks are kept: bots really make them. They are
+    counted, as are clicks that arrived after a later one.
     Raises IngestError for a missing, damaged or empty file, a wrong header, and too many bad lines.
     """
     version = landing.version(day)

@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mlops_assets.clicks.features import RunningCounts
 from mlops_assets.clicks.schema import SECONDS_PER_DAY, Clicks
+from mlops_assets.lake.ingest import HOURS_OVER
 from mlops_assets.lake.manifest import Manifest
 from mlops_assets.lake.store import Lake, Staging
 from mlops_assets.lake.tables import TRAINING_SET, column, training_rows
@@ -70,18 +71,25 @@ def features(spark: SparkSession, raw_clicks: Manifest, staging: Staging) -> Dat
     clicks = spark.read.parquet(*staging.lake.uris(raw_clicks)).selectExpr(*_PACKED)
     midnight = int(datetime.fromisoformat(raw_clicks.date).replace(tzinfo=UTC).timestamp())
     parts = max(1, -(-raw_clicks.rows // ROWS_PER_PART))
+    hours_over = raw_clicks.metadata.get(HOURS_OVER, [])
 
     def stage(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         arrived = list(batches)
         if not arrived:
             return
         clicks, arrival = _unpack(pa.Table.from_batches(arrived), midnight)
-        rows = training_rows(clicks, arrival, RunningCounts().count(clicks))
+        rows = training_rows(clicks, arrival, RunningCounts().count(clicks, _late(clicks, arrival, hours_over)))
         with staging.part(TRAINING_SET, task_number()) as part:
             part.write_rows(rows)
         yield report(part.staged, installs=int(np.sum(clicks.label == 1)))
 
     return clicks.repartition(parts, "ip").mapInArrow(stage, REPORT)
+
+
+def _late(clicks: Clicks, arrival: NDArray[np.int64], hours_over: list[list[int]]) -> NDArray[np.bool_]:
+    """Which clicks came when their hour was over, by the rule of clicks/clock.py."""
+    from_arrival, over = np.array([(0, 0), *hours_over]).T
+    return np.asarray(clicks.time < over[np.searchsorted(from_arrival, arrival, side="right") - 1])
 
 
 def _unpack(rows: pa.Table, midnight: int) -> tuple[Clicks, NDArray[np.int64]]:

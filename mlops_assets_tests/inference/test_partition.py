@@ -1,5 +1,7 @@
-"""What a worker remembers of a partition, and from where it can be rebuilt."""
+"""What a worker remembers of a partition, and from where it can be rebuilt, whatever its clicks' clocks say."""
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -7,95 +9,227 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops_assets.clicks.clock import LATENESS, PATIENCE, SPAN
 from mlops_assets.clicks.schema import Clicks
-from mlops_assets.inference.partition import OUTLIERS, Partition
+from mlops_assets.inference.partition import Counted, Partition
 
-DAY, HOUR, LATENESS = 86_400, 3_600, 600
+DAY, HOUR = 86_400, 3_600
+MONDAY = 17_476 * DAY  # 2017-11-06
+IPS = 300
 
 
-def clicks(times: Any, ips: Any = 1) -> Clicks:
+def clicks(times: Any, ips: Any) -> Clicks:
     time = np.asarray(times, np.int64)
     ones = np.ones(len(time), np.uint16)
     return Clicks(np.broadcast_to(np.asarray(ips, np.uint32), time.shape).copy(), ones, ones, ones, ones, time)
 
 
-def feed(partition: Partition, times: Any, begin: int, ips: Any = 1) -> Any:
-    batch = clicks(times, ips)
-    counts = partition.counts.count(batch)
-    partition.advance(batch, begin, begin + len(batch))
-    return counts
+def feed(partition: Partition, batch: Clicks, begin: int, sizes: Iterable[int] = ()) -> Counted:
+    """Counts the clicks, whose offsets begin at `begin`, in batches of the sizes and then all the rest."""
+    parts, at = [], 0
+    for size in (*sizes, len(batch)):
+        part = batch.take(slice(at, at + size))
+        parts.append(partition.count(part, lambda index, first=begin + at: first + index))  # type: ignore[misc]
+        at += len(part)
+        partition.position = begin + at
+    return Counted(*(np.concatenate([getattr(p, name) for p in parts]) for name in Counted.__slots__))
+
+
+def oracle(batch: Clicks) -> Any:
+    """ip_count and ip_day_hour of each click, by two dictionaries that forget nothing."""
+    days, hours, rows = Counter[tuple[int, int]](), Counter[tuple[int, int]](), []
+    for ip, time in zip(batch.ip.tolist(), batch.time.tolist(), strict=True):
+        days[ip, time // DAY] += 1
+        hours[ip, time // HOUR] += 1
+        rows.append((days[ip, time // DAY], hours[ip, time // HOUR]))
+    return np.array(rows)
+
+
+def traffic(random: np.random.Generator, n: int, begin: int, seconds: int) -> Clicks:
+    """Clicks of IPS ips in some time, each up to LATENESS late."""
+    times = np.sort(begin + random.integers(0, seconds, n)) - random.integers(0, LATENESS // 2, n)
+    return clicks(times, random.zipf(1.3, n) % IPS)
 
 
 def test_a_partition_is_caught_up_at_the_first_click_to_answer() -> None:
-    partition = Partition(position=10, first=20, lateness=LATENESS)
+    partition = Partition(position=10, first=20)
     assert not partition.caught_up
-    feed(partition, [100] * 10, 10)
+    feed(partition, clicks([100] * 10, 1), 10)
     assert partition.caught_up
 
 
-def test_replay_begins_where_the_oldest_day_that_counts_began() -> None:
-    partition = Partition(0, 0, LATENESS)
+def test_replay_begins_where_the_oldest_open_day_began() -> None:
+    partition, ips = Partition(0, 0), np.arange(SPAN)
     assert partition.replay_from == 0
-    feed(partition, [5 * DAY + 100] * 200, 0)
-    feed(partition, [6 * DAY] * 200, 200)
+    for number in range(10):
+        feed(partition, clicks(np.full(SPAN, MONDAY + DAY - 100 + number), ips), number * SPAN)
+    assert partition.replay_from == 0
+    feed(partition, clicks(np.full(SPAN, MONDAY + DAY), ips), 10 * SPAN)
     assert partition.replay_from == 0, "yesterday's clicks may still come, up to the lateness bound"
-    feed(partition, [6 * DAY + LATENESS] * 200, 400)
-    assert partition.replay_from == 200
+    feed(partition, clicks(np.full(SPAN, MONDAY + DAY + LATENESS), ips), 11 * SPAN)
+    assert 7 * SPAN <= partition.replay_from <= 10 * SPAN
 
 
-def test_a_few_clicks_from_a_wrong_clock_do_not_age_the_others() -> None:
-    partition = Partition(0, 0, LATENESS)
-    feed(partition, [5 * DAY] * 500, 0)
-    feed(partition, [9_000 * DAY] * OUTLIERS, 500)
-    counts = feed(partition, [5 * DAY + 1], 600)
-    assert partition.horizon == 5 * DAY + 1 - LATENESS
-    assert counts[0, 0] == 501
+KINDS = [
+    *((ips, offset) for ips in ("one ip", "many ips") for offset in (2, 8, -8, 24, -24, 72_000)),
+    ("random", 0),
+    ("frozen", 0),
+]
+"""Whose clocks are wrong, and by how many hours."""
 
 
-def test_state_stays_bounded_however_long_it_runs() -> None:
-    partition = Partition(0, 0, LATENESS)
-    sizes = []
-    for hour in range(24 * 5):
-        feed(partition, np.full(1_000, 5 * DAY + hour * HOUR), hour * 1_000, ips=np.arange(1_000) + hour * 1_000)
-        sizes.append(len(partition.counts))
-    # At most: the ips of a day and the 5 hourly keys of two hours.
-    assert max(sizes) <= 25 * 1_000 + 2 * 5 * 1_000
-    assert len(partition._day_begins) <= 2
+def wrong_clocks(random: np.random.Generator, good: Clicks, kind: tuple[str, int]) -> Clicks:
+    """The same clicks again, by other ips whose clocks are wrong."""
+    name, hours = kind
+    if name == "random":
+        return clicks(random.integers(0, 2**35, len(good)), 70_000 + good.ip % 100)
+    if name == "frozen":
+        return clicks(np.full(len(good), MONDAY + 9 * HOUR), 70_001)
+    return clicks(good.time + hours * HOUR, np.where(name == "one ip", 70_000, 70_000 + good.ip % 100))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_other_ips_are_counted_as_if_there_were_no_wrong_clocks(data: st.DataObject) -> None:
+    """Any sizes of batches, days, gaps, and wrong clicks that come singly, in bursts, or before any other."""
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    gap = data.draw(st.sampled_from([0, 12 * HOUR, 3 * DAY]))
+    parts = [traffic(random, 3_000, MONDAY, DAY), traffic(random, 3_000, MONDAY + DAY + gap, DAY)]
+    good = Clicks.concat(parts)
+    kind = data.draw(st.sampled_from(KINDS), label="clocks")
+    alone = kind[0] in ("one ip", "frozen")
+    # However many clicks a single ip sends; but of the ips, most clocks are right at any time.
+    some = good.take(np.sort(random.choice(len(good), 2_500 if alone else 400, replace=False)))
+    bad = wrong_clocks(random, some, kind)
+    place = data.draw(st.sampled_from(["among", "bursts", "first"] if alone else ["among"]), label="place")
+    where = np.searchsorted(good.time, some.time)
+    if place == "bursts":
+        where = where // 1_000 * 1_000
+    elif place == "first":
+        where[:] = 0
+    together = Clicks.concat([good, bad])
+    order = np.argsort(np.concatenate((np.arange(len(good)), where - 0.5)), kind="stable")
+    together = together.take(order)
+    sizes = random.integers(1, data.draw(st.sampled_from([10, 300, 5_000])), 60).tolist()
+    counted = feed(Partition(0, 0), together, 0, sizes)
+    others = together.ip < IPS
+    assert (counted.counts[others][:, :2] == oracle(good)).all()
+    assert not counted.late[others].any()
+
+
+def test_a_hundred_clicks_of_any_clock_reset_nobody() -> None:
+    good = clicks(MONDAY + 12 * HOUR + np.arange(10_000) // 10, np.arange(10_000) % 50)
+    for kind in KINDS:
+        bad = wrong_clocks(np.random.default_rng(1), good.take(slice(0, 2_000 if kind[0] == "one ip" else 100)), kind)
+        partition = Partition(0, 0)
+        feed(partition, good.take(slice(0, 7_200)), 0)
+        feed(partition, bad, 7_200)
+        assert (feed(partition, good.take(slice(7_200, 7_250)), 9_200).counts == 145).all(), kind
+
+
+@pytest.mark.parametrize("ahead", [8 * HOUR, DAY, 3_000 * DAY])
+def test_an_ip_that_was_alone_with_its_fast_clock_makes_nobody_late(ahead: int) -> None:
+    partition = Partition(0, 0)
+    alone = feed(partition, clicks(MONDAY + ahead + np.arange(20_000) // 100, 70_000), 0)
+    assert alone.counts[:, 0].tolist() == list(range(1, 20_001))
+    good = traffic(np.random.default_rng(2), 5_000, MONDAY, HOUR)
+    assert (feed(partition, good, 20_000, [7] * 300).counts[:, :2] == oracle(good)).all()
+
+
+def test_one_future_click_does_not_pin_the_replay() -> None:
+    partition, ips = Partition(0, 0), np.arange(144_000) % 400
+    times = MONDAY + DAY - 6 * HOUR + np.arange(144_000) * 6 * HOUR // 144_000
+    feed(partition, clicks(times[:5_000], ips[:5_000]), 0)
+    feed(partition, clicks([MONDAY + DAY + 5 * HOUR], 70_000), 5_000)
+    feed(partition, clicks(times[5_000:], ips[5_000:]), 5_001)
+    assert partition.replay_from == 0
+    next_day = MONDAY + DAY + np.arange(144_000) * 6 * HOUR // 144_000
+    counts = feed(partition, clicks(next_day, ips), 144_001).counts
+    assert counts[400:, 0].min() > 1
+    assert 143_000 < partition.replay_from <= 144_001
+
+
+def test_memory_is_bounded_by_the_traffic_of_the_open_day_however_wrong_the_clocks_are() -> None:
+    random = np.random.default_rng(3)
+    partition, offset, most, size = Partition(0, 0), 0, 0, 0
+    for hour in range(24 * 6):
+        good = traffic(random, 1_000, MONDAY + hour * HOUR, HOUR)
+        years = clicks(random.integers(0, 2**35, 500), 70_000 + np.arange(500))
+        feed(partition, good, offset)
+        feed(partition, years, offset + 1_000, [50] * 10)
+        offset += 1_500
+        most, size = max(most, len(partition)), max(size, partition.nbytes)
+    # The ips of two days, their keys of two hours, and what waits for at most three spans.
+    assert most <= 2 * IPS + 2 * 5 * IPS + 6 * 3 * SPAN
+    assert size < 4 * 2**20
+    assert offset - partition.replay_from < 2 * 24 * 1_500
+
+
+def test_a_single_ip_for_years_keeps_memory_and_replay_bounded() -> None:
+    partition = Partition(0, 0)
+    times = MONDAY + np.arange(4 * PATIENCE) * HOUR
+    counted = feed(partition, clicks(times, 7), 0, [10_000] * 26)
+    assert partition.replay_from >= PATIENCE
+    assert len(partition) < 6 * 30 * 24
+    assert (counted.counts[PATIENCE:, :2] == oracle(clicks(times, 7))[PATIENCE:]).all()
+
+
+def test_clicks_of_an_hour_that_is_over_count_in_their_day_alone() -> None:
+    partition, ips = Partition(0, 0), np.arange(SPAN)
+    feed(partition, clicks(np.full(4 * SPAN, MONDAY + 12 * HOUR), np.tile(ips, 4)), 0)
+    late = feed(partition, clicks([MONDAY + 3 * HOUR] * 3, 9), 4 * SPAN)
+    assert late.late.all()
+    assert late.counts.tolist() == [[n, 1, 1, 1, 1, 1] for n in (5, 6, 7)]
+    again = feed(partition, clicks([MONDAY + 12 * HOUR], 9), 4 * SPAN + 3)
+    assert again.counts.tolist() == [[8, 5, 5, 5, 5, 5]]
+
+
+def test_clicks_that_are_ahead_within_the_day_count_as_their_hour_will() -> None:
+    partition, ips = Partition(0, 0), np.arange(SPAN)
+    feed(partition, clicks(np.full(SPAN, MONDAY + 3 * HOUR), ips), 0)
+    early = feed(partition, clicks([MONDAY + 11 * HOUR] * 3, 9), SPAN)
+    assert early.ahead.all()
+    assert early.counts.tolist() == [[n + 1, n, n, n, n, n] for n in (1, 2, 3)]
+    feed(partition, clicks(np.full(4 * SPAN, MONDAY + 11 * HOUR), np.tile(ips + 1_000, 4)), SPAN + 3)
+    then = feed(partition, clicks([MONDAY + 11 * HOUR], 9), 5 * SPAN + 3)
+    assert then.counts.tolist() == [[5, 4, 4, 4, 4, 4]]
+
+
+def test_whoever_sends_an_older_day_again_is_counted_from_its_first_click() -> None:
+    partition, random = Partition(0, 0), np.random.default_rng(5)
+    feed(partition, traffic(random, 5_000, MONDAY + DAY, 3 * HOUR), 0)
+    older = traffic(random, 5_000, MONDAY + LATENESS, 3 * HOUR)
+    assert (feed(partition, older, 5_000, [30] * 50).counts[:, :2] == oracle(older)).all()
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_rebuilt_counts_equal_uninterrupted_ones(data: st.DataObject) -> None:
     """Wherever a worker stops, another that reads again from `replay_from` counts on as if nothing had happened."""
-    seed = data.draw(st.integers(0, 2**32))
-    random = np.random.default_rng(seed)
-    n = 2_000
-    late = random.integers(0, LATENESS, n)  # clicks come out of order, within the bound
-    times = np.sort(5 * DAY + random.integers(0, 2 * DAY, n)) - late
-    ips = random.integers(0, 5, n)
-    uninterrupted = Partition(0, 0, LATENESS)
-    expected, replay = [], []
-    begin = 0
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    n = data.draw(st.sampled_from([200, 4_000, 12_000]))
+    good = traffic(random, n, MONDAY + 12 * HOUR, 2 * DAY)
+    bad = wrong_clocks(random, good.take(random.random(n) < 0.1), data.draw(st.sampled_from(KINDS), label="clocks"))
+    together = Clicks.concat([good, bad]).take(
+        np.argsort(
+            random.random(n + len(bad)) * 0.05 + np.concatenate((np.arange(n) / n, np.linspace(0, 1, len(bad)))),
+            kind="stable",
+        )
+    )
+    n = len(together)
+    uninterrupted = Partition(0, 0)
+    expected, replay, begin = [], [], 0
     while begin < n:
-        end = min(n, begin + int(random.integers(1, 300)))
-        expected.append(feed(uninterrupted, times[begin:end], begin, ips[begin:end]))
+        end = min(n, begin + int(random.integers(1, 1_500)))
+        expected.append(feed(uninterrupted, together.take(slice(begin, end)), begin).counts)
         replay.append((end, uninterrupted.replay_from))
         begin = end
     stop, offset = replay[data.draw(st.integers(0, len(replay) - 1))]
-    rebuilt = Partition(offset, stop, LATENESS)
-    feed(rebuilt, times[offset:stop], offset, ips[offset:stop])
+    rebuilt = Partition(offset, stop)
+    feed(rebuilt, together.take(slice(offset, stop)), offset, random.integers(1, 900, 5).tolist())
     assert rebuilt.caught_up
     if stop < n:
-        assert (feed(rebuilt, times[stop:], stop, ips[stop:]) == np.concatenate(expected)[stop:]).all()
-
-
-@pytest.mark.parametrize("size", [1, 7, 1_000])
-def test_counts_do_not_depend_on_the_batches(size: int) -> None:
-    random = np.random.default_rng(3)
-    times = np.sort(random.integers(5 * DAY, 7 * DAY, 1_000))
-    ips = random.integers(0, 20, 1_000)
-    whole = clicks(times, ips)
-    expected = Partition(0, 0, LATENESS).counts.count(whole)
-    partition = Partition(0, 0, LATENESS)
-    parts = [feed(partition, times[i : i + size], i, ips[i : i + size]) for i in range(0, 1_000, size)]
-    assert (np.concatenate(parts) == expected).all()
+        rest = feed(rebuilt, together.take(slice(stop, None)), stop, random.integers(1, 900, 5).tolist()).counts
+        wrong = (rest != np.concatenate(expected)[stop:]).any(axis=1)
+        assert not wrong.any()
+        assert rebuilt.replay_from == uninterrupted.replay_from

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets.clicks.features import RunningCounts
 from mlops_assets.inference import scoring
 from mlops_assets.inference.model import Model
+from mlops_assets.inference.partition import Partition
 from mlops_assets.inference.scoring import Answers, Run, Scored, write
 from mlops_assets_tests.inference.tiny_model import sigmoid, write_model
 
@@ -51,8 +51,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model.load(write_model(tmp_path_factory.mktemp("model")))
 
 
-def score(values: list[Any], model: Model, counts: RunningCounts, first: int = 0) -> Scored:
-    return scoring.score([Run(values, counts, first)], model)
+def score(values: list[Any], model: Model, partition: Partition, first: int = 0) -> Scored:
+    return scoring.score([Run(values, partition, first)], model)
 
 
 def messages(answers: list[Answers]) -> list[tuple[bytes, bytes, int]]:
@@ -64,7 +64,7 @@ def values(answers: list[Answers]) -> list[dict[str, Any]]:
 
 
 def test_a_click_is_answered_with_the_probability_of_its_features(model: Model) -> None:
-    scored = score([GOOD, GOOD.replace(b"7,", b"8,", 1)], model, RunningCounts())
+    scored = score([GOOD, GOOD.replace(b"7,", b"8,", 1)], model, Partition(0, 0))
     first, second = values(scored.answers)
     # 2017-11-10 is a Friday, day 4 of a week that begins with 0; the second click is the second of all its keys.
     categories = [3, 1, 13, 379, 4, 4]
@@ -77,7 +77,7 @@ def test_a_click_is_answered_with_the_probability_of_its_features(model: Model) 
 
 
 def test_a_message_is_as_compact_as_json_can_be(model: Model) -> None:
-    ((_, value, _),) = messages(score([GOOD], model, RunningCounts()).answers)
+    ((_, value, _),) = messages(score([GOOD], model, Partition(0, 0)).answers)
     assert b" " not in value
     assert list(json.loads(value)) == ["click_id", "probability", "label", "model_version"]
 
@@ -86,23 +86,23 @@ def test_json_and_line_ends_and_csv_are_one(model: Model) -> None:
     names = ("click_id", "ip", "app", "device", "os", "channel")
     click = dict(zip(names, (7, 2, 3, 1, 13, 379), strict=True)) | {"click_time": "2017-11-10 04:00:00", "more": [1]}
     ways = [GOOD, GOOD + b"\n", GOOD + b"\r\n", json.dumps(click).encode(), json.dumps(click, indent=1).encode()]
-    answers = [messages(score([way], model, RunningCounts()).answers) for way in ways[:4]]
+    answers = [messages(score([way], model, Partition(0, 0)).answers) for way in ways[:4]]
     assert all(answer == answers[0] for answer in answers)
-    assert score(ways[4:], model, RunningCounts()).rejected == {(0, 0): "more than one line"}
+    assert score(ways[4:], model, Partition(0, 0)).rejected == {(0, 0): "more than one line"}
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: repr(bad)[:50])
 def test_what_is_no_click_is_rejected_with_its_reason_and_the_rest_answered(model: Model, bad: bytes | None) -> None:
-    scored = score([GOOD, bad, GOOD.replace(b"7,", b"8,", 1)], model, RunningCounts())
+    scored = score([GOOD, bad, GOOD.replace(b"7,", b"8,", 1)], model, Partition(0, 0))
     assert scored.rejected == {(0, 1): BAD[bad]}
     assert [value["click_id"] for value in values(scored.answers)] == [7, 8]
-    alone = score([bad], model, RunningCounts())
+    alone = score([bad], model, Partition(0, 0))
     assert (alone.rejected, alone.answers) == ({(0, 0): BAD[bad]}, [])
 
 
 @given(st.lists(st.one_of(st.none(), st.binary(max_size=60), st.just(GOOD))))
 def test_every_message_is_answered_or_rejected(model: Model, batch: list[bytes | None]) -> None:
-    scored = score(batch, model, RunningCounts())
+    scored = score(batch, model, Partition(0, 0))
     assert sum(map(len, scored.answers)) + len(scored.rejected) == len(batch)
     assert sum(map(len, scored.answers)) >= batch.count(GOOD)
 
@@ -111,7 +111,7 @@ def test_every_message_is_answered_or_rejected(model: Model, batch: list[bytes |
 def test_ids_of_any_length_and_probabilities_from_0_to_1_can_be_written(
     model: Model, ids: list[int], probability: float
 ) -> None:
-    clicks = score([GOOD] * len(ids), model, RunningCounts()).clicks
+    clicks = score([GOOD] * len(ids), model, Partition(0, 0)).clicks
     object.__setattr__(clicks, "click_id", np.array(ids, np.int64))
     written = messages(write(clicks, np.full(len(ids), probability, np.float32), np.zeros(len(ids), np.uint16), model))
     assert sorted(int(key) for key, _, _ in written) == sorted(ids)
@@ -129,12 +129,12 @@ def test_counting_again_without_answering_changes_nothing(model: Model, data: st
         f"{i},{i % 3},1,1,{i % 2},1,{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M:%S}" for i, t in enumerate(times)
     ]
     lines: list[bytes | None] = [text.encode() for text in batch]
-    whole = values(score(lines, model, RunningCounts()).answers)
-    counts, cut = RunningCounts(), data.draw(st.integers(0, len(lines)))
-    begun = score(lines[:cut], model, counts, first=cut)
+    whole = values(score(lines, model, Partition(0, 0)).answers)
+    partition, cut = Partition(0, 0), data.draw(st.integers(0, len(lines)))
+    begun = score(lines[:cut], model, partition, first=cut)
     assert begun.answers == []
     first = data.draw(st.integers(cut, len(lines)))
-    rest = values(score(lines[cut:], model, counts, first=first - cut).answers)
+    rest = values(score(lines[cut:], model, partition, first=first - cut).answers)
     by_id = {answer["click_id"]: answer for answer in whole}
     assert {answer["click_id"]: answer for answer in rest} == {i: by_id[i] for i in range(first, len(lines))}
 
@@ -148,12 +148,12 @@ def test_runs_of_several_partitions_are_answered_as_each_alone(model: Model, dat
         [b"%d%s" % (10 * i + j, v[1:]) if v and v[:2] == b"7," else v for j, v in enumerate(batch)]
         for i, batch in enumerate(batches)
     ]
-    runs = [Run(b, RunningCounts(), f, i) for i, (b, f) in enumerate(zip(numbered, firsts, strict=True))]
+    runs = [Run(b, Partition(0, 0), f, i) for i, (b, f) in enumerate(zip(numbered, firsts, strict=True))]
     together = scoring.score(runs, model)
-    alone = [scoring.score([replace(run, counts=RunningCounts())], model) for run in runs]
+    alone = [scoring.score([replace(run, partition=Partition(0, 0))], model) for run in runs]
     # Answers are grouped by the length of the click id.
     assert sorted(messages(together.answers), key=str) == sorted(
         (m for each in alone for m in messages(each.answers)), key=str
     )
     assert together.rejected == {(i, at): r for i, each in enumerate(alone) for (_, at), r in each.rejected.items()}
-    assert [end - begin for begin, _, end in together.spans] == [len(each.clicks) for each in alone]
+    assert together.new == [len(each.clicks) for each in alone]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from mlops_assets_tests.integration.conftest import NewStream
-from mlops_assets_tests.integration.kafka_harness import click_lines, run_once, until
+from mlops_assets_tests.integration.kafka_harness import click_lines, run_once, until, with_wrong_clocks
 
 pytestmark = pytest.mark.kafka
 
@@ -45,6 +45,23 @@ def test_garbage_is_dead_lettered_and_everything_else_answered_over_tls(stream: 
     assert 0 < worker.metric("inference_count_keys") < 20_000 * 6
     assert worker.stop() == 0
     assert "all that was read is answered" in worker.log.read_text()
+
+
+def test_wrong_clocks_change_no_other_ips_answers_and_hold_back_no_replay(stream: NewStream) -> None:
+    clicks = stream()
+    lines, wrong = with_wrong_clocks(click_lines(120_000))
+    clicks.produce(lines[:80_000])
+    first = clicks.worker().wait_ready()
+    until(lambda: first.metric("inference_clicks_total") == 80_000, 90, "80,000 answers")
+    flagged = [first.metric(f"inference_{what}_clicks_total") for what in ("ahead", "late")]
+    first.kill()
+    clicks.produce(lines[80_000:])
+    second = clicks.worker().wait_ready()
+    clicks.judge(wrong=wrong)
+    assert flagged[0] > 0.7 * len([number for number in wrong if number < 80_000])
+    assert flagged[1] == 0
+    # The day began behind the first 60,000 of the clicks.
+    assert 0 < second.metric("inference_replayed_total") < 50_000
 
 
 def test_json_and_csv_are_answered_alike(stream: NewStream) -> None:

@@ -99,6 +99,25 @@ def test_bad_lines_are_quarantined_with_line_and_reason_and_none_is_lost(
     assert run(clean).version == manifest.version
 
 
+def test_the_manifest_says_from_which_arrival_on_an_hour_is_over(tmp_path: Path) -> None:
+    every, wrong = lines(20_000), lines(500, seed=1)
+    for number in range(500):
+        every[40 * number] = wrong[-number]  # clicks of any time of the day
+    land(tmp_path, HEADER + b"".join(every))
+    manifest = run(tmp_path)
+    midnight = int(pd.Timestamp(DAY).timestamp())
+    arrivals, over = np.array(manifest.metadata["hours_over"]).T
+    hours = (over - midnight) // 3_600
+    assert hours.tolist() == list(range(-1, 22))
+    # A click comes every 4 seconds, and half of 256 clicks must be past the hour.
+    delays = arrivals[1:] * 4 - (hours[1:] * 3_600 + 600)
+    assert delays.min() >= 4 * 128
+    assert delays.max() < 4 * (2 * 256 + 128)
+    shuffled = tmp_path / "shuffled"
+    land(shuffled, HEADER + b"".join(np.random.default_rng(0).permutation(np.array(every, dtype=object))))
+    assert run(shuffled).metadata["hours_over"] == []
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
