@@ -84,8 +84,8 @@ class _Tally:
         }
 
     def _hours_over(self) -> list[list[int]]:
-        """None for a file whose time goes back oftener than it goes on: it is not in the order of arrival, so there is no
-        telling what came late."""
+        """None for a file whose time goes back oftener than it goes on: its lines are not in the order of arrival, so
+        there is no telling what came late."""
         hours = [over // SECONDS_PER_HOUR for _, over in self.hours_over]
         back = sum(then < now for now, then in pairwise(hours))
         ordered = len(hours) <= MOST_TURNS and (not hours or back <= max(hours) - hours[0])
