@@ -1,7 +1,7 @@
 """Somebody is told: one sensor reads what happened, and sends it to the recipients of MLOPS_NOTIFY_URLS."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Final
@@ -11,6 +11,7 @@ import dagster as dg
 from mlops_assets.assets.notices import NOTICES
 from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.happenings import (
+    FAILED_CHECK,
     ROLLOUT,
     SENSOR,
     FailedCheck,
@@ -206,22 +207,28 @@ def _failed_runs(
         unsure = will_retry is None and instance.run_retries_enabled and now - record.timestamp < SETTLED_SECONDS
         if will_retry == "true" or unsure:  # its last attempt is told, or its success is not
             continue
-        message = of_run(_failed_run(instance, found_run, record), link)
+        message = of_run(_failed_run(context, found_run, record), link)
         if message:
             _forget_if_it_succeeded(instance, outbox, message, run.job_name)
             found.append(message)
     return found, more
 
 
-def _failed_run(instance: dg.DagsterInstance, found: dg.RunRecord, record: dg.EventLogRecord) -> FailedRun:
-    steps, run = {}, found.dagster_run
+def _failed_run(context: dg.SensorEvaluationContext, found: dg.RunRecord, record: dg.EventLogRecord) -> FailedRun:
+    instance, steps, run = context.instance, {}, found.dagster_run
     logs = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE, limit=STEPS).records
+    bad_days = {each.partition for each in _evaluations(instance, run.run_id) if _blocks(context, each)}
     for each in logs:
         event = each.event_log_entry.get_dagster_event()
-        error = event.step_failure_data.error
+        failure = event.step_failure_data
+        error = failure.error
         if error and error.cause and error.cls_name == "DagsterExecutionStepExecutionError":
             error = error.cause
-        steps[event.step_key or "?"] = (error.cls_name or "", error.message.strip()) if error else ("", "")
+        kind, message = (error.cls_name or "", error.message.strip()) if error else ("", "")
+        said = failure.user_failure_data.metadata.get("failed_days") if failure.user_failure_data else None
+        if said and isinstance(said.value, Mapping) and bad_days.issuperset(said.value):
+            kind = FAILED_CHECK  # each day that failed in it failed a check
+        steps[event.step_key or "?"] = kind, message
     return FailedRun(
         run_id=run.run_id,
         job=run.job_name,
@@ -262,13 +269,26 @@ def _failed_checks(
             found.append(_failed_check(instance, evaluation, record))
 
     def days_of(run_id: str) -> Iterator[tuple[str, str]]:
-        kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
-        for each in instance.get_records_for_run(run_id, of_type=kind).records:
-            evaluation = each.event_log_entry.get_dagster_event().asset_check_evaluation_data
-            if evaluation.partition and not evaluation.passed:
-                yield evaluation.asset_key.to_user_string(), evaluation.check_name
+        for each in _evaluations(instance, run_id):
+            if each.partition and not each.passed:
+                yield each.asset_key.to_user_string(), each.check_name
 
     return [of_check(check, link) for check in told_day_by_day(found, days_of)], more
+
+
+def _evaluations(instance: dg.DagsterInstance, run_id: str) -> Iterator[dg.AssetCheckEvaluation]:
+    """All evaluations of checks in a run."""
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    for each in instance.get_records_for_run(run_id, of_type=kind).records:
+        yield each.event_log_entry.get_dagster_event().asset_check_evaluation_data
+
+
+def _numbers(evaluation: dg.AssetCheckEvaluation) -> str:
+    """What the check of a day found, from the row that it shows."""
+    table = evaluation.metadata.get("days")
+    rows = table.records if isinstance(table, dg.TableMetadataValue) else ()
+    row = next((row.data for row in rows if row.data.get("day") == evaluation.partition), {})
+    return ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("day", "passed"))
 
 
 def _failed_check(
@@ -280,7 +300,7 @@ def _failed_check(
         asset=evaluation.asset_key.to_user_string(),
         check=evaluation.check_name,
         day=evaluation.partition or "",
-        description=evaluation.description or "",
+        description=evaluation.description or _numbers(evaluation),
         backfill=run.tags.get("dagster/backfill", "") if run else "",
         at=record.timestamp,
     )

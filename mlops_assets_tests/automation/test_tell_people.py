@@ -16,10 +16,13 @@ from mlops_assets.automation import tell_people as sensor
 from mlops_assets.automation.outbox import HOUR, QUIET_SECONDS, RETRY_SECONDS
 from mlops_assets.automation.tell_people import read_outbox, tell_people
 from mlops_assets.checks.clicks import day_by_day
+from mlops_assets.definitions import defs
+from mlops_assets.lake.landing import Landing
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.notifier import BASE_URL, URLS, Notifier, NotifyError
+from mlops_assets_tests.assets import graph
 from mlops_assets_tests.automation.endpoint import SECRET, Endpoint, endpoint
 
 DAYS = [f"2017-11-{day:02d}" for day in range(6, 16)]
@@ -86,6 +89,7 @@ class World:
 
     def __init__(self, instance: dg.DagsterInstance, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.instance, self.lake, self.monkeypatch = instance, LakeResource(root=str(lake)), monkeypatch
+        self.definitions = DEFS
         self.shift = 0.0
         monkeypatch.setattr(sensor, "time", lambda: time.time() + self.shift)
 
@@ -93,7 +97,7 @@ class World:
         """What one evaluation says, that much later. It knows only the instance, as after a restart."""
         self.shift += later
         context = dg.build_sensor_context(
-            instance=self.instance, repository_def=DEFS.get_repository_def(), resources={"lake": self.lake}
+            instance=self.instance, repository_def=self.definitions.get_repository_def(), resources={"lake": self.lake}
         )
         said = tell_people(context, lake=self.lake, notifier=Notifier())
         assert isinstance(said, dg.SkipReason)
@@ -194,6 +198,42 @@ def test_failed_blocking_checks_of_a_range_are_told_day_by_day_and_their_run_is_
     assert f"Check failed: good_days, some_clicks of {DAYS[2]}" in text
     assert "assets/some_clicks?view=checks&checkDetail=good_days" in text
     assert "usual_days" not in text
+
+
+@pytest.mark.parametrize("days", [DAYS[:3], DAYS[1:2]])
+def test_a_day_of_the_graph_that_fails_its_check_is_one_message_though_its_step_fails(
+    world: World, people: Endpoint, tmp_path: Path, days: list[str]
+) -> None:
+    """The graph's own steps judge each day, so that a bad one fails alone: its check is told, not the run as well."""
+    for day in (DAYS[0], DAYS[2]):
+        graph.land(tmp_path, day, 1_000)
+    landing = Landing(str(tmp_path / "lake"))
+    with landing.stage(DAYS[1]) as file:
+        file.write(f"1,2,3,4,5,{DAYS[1]} 10:00:00,{DAYS[1]} 11:00:00,1\n".encode() * 50)
+        landing.publish([file], replace=False)
+    world.definitions = defs
+    assert not graph.run(tmp_path, world.instance, ["raw_clicks"], days).success
+    world.tick()
+    world.tick(later=HOUR)
+    assert people.titles == [f"Check failed: label_is_a_label, raw_clicks of {DAYS[1]}"]
+    assert "installs per click 1.0, must be below 0.1" in people.texts[0]
+
+
+def test_a_day_that_fails_otherwise_is_told_though_another_fails_its_check(
+    world: World, people: Endpoint, tmp_path: Path
+) -> None:
+    graph.land(tmp_path, DAYS[0], 1_000)
+    landing = Landing(str(tmp_path / "lake"))
+    with landing.stage(DAYS[1]) as file:
+        file.write(f"1,2,3,4,5,{DAYS[1]} 10:00:00,{DAYS[1]} 11:00:00,1\n".encode() * 50)
+        landing.publish([file], replace=False)
+    world.definitions = defs
+    assert not graph.run(tmp_path, world.instance, ["raw_clicks"], DAYS[:3]).success  # the third has no file
+    world.tick()
+    assert people.titles == [
+        f"Run failed: part of {DAYS[0]} to {DAYS[2]}",
+        f"Check failed: label_is_a_label, raw_clicks of {DAYS[1]}",
+    ]
 
 
 def test_a_failed_blocking_check_of_one_day_is_one_message(world: World, people: Endpoint) -> None:
