@@ -13,6 +13,7 @@ import numpy as np
 
 from mlops_assets.assets import metadata
 from mlops_assets.assets.days import day_by_day
+from mlops_assets.assets.order import wait_turn
 from mlops_assets.assets.training_set import training_set
 from mlops_assets.assets.training_window import training_window, window_versions
 from mlops_assets.clicks.features import FEATURES
@@ -22,6 +23,7 @@ from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.evaluation import evaluate, importance
 from mlops_assets.modelling.sample import Batch, Sample, sample
 from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, run_of_its_own
+from mlops_assets.partitions import training_window as window_of
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
@@ -160,7 +162,9 @@ def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run
 def candidate_model(
     context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow
 ) -> dg.MaterializeResult[None]:
-    """Trains the candidates day by day."""
+    """Trains the candidates day by day, once nobody is making a day that they are trained or judged on."""
+    made_of = {each for day in context.partition_keys for each in [*window_of(day), day]}
+    wait_turn(context, ["raw_clicks", "training_set"], made_of)
     with day_by_day(context) as days:
         for day in days:
             with days.isolated(day):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -9,12 +10,16 @@ from typing import Any, Final
 import dagster as dg
 
 from mlops_assets.assets import metadata
+from mlops_assets.assets.order import FOR_EVER
 from mlops_assets.resources.spark import OnUsage, Usage
 from mlops_assets.resources.transient import is_transient
 from mlops_assets.spark.days import FailedDaysError, OnDay
 
 RETRY_SECONDS: Final = [10, 60, 300]
 """How long a step waits before it is tried again, after a failure of a server and not of the day."""
+
+_failures_of_servers: Counter[tuple[str, dg.AssetKey]] = Counter()
+"""By run and asset. Dagster's own number of a step's attempts counts also those that only waited, see order.py."""
 
 
 class Days:
@@ -71,12 +76,13 @@ class Days:
             for day, found in self._made.items():
                 self._context.add_asset_metadata(found, partition_key=day)
             return
-        attempt, days = self._context.retry_number, ", ".join(sorted(self._failed))
+        attempts, days = (self._context.run.run_id, self._context.asset_key), ", ".join(sorted(self._failed))
         servers = [error for error in self._failed.values() if is_transient(error)]
-        if servers and attempt < len(RETRY_SECONDS):
-            seconds = RETRY_SECONDS[attempt]
+        if servers and _failures_of_servers[attempts] < len(RETRY_SECONDS):
+            seconds = RETRY_SECONDS[_failures_of_servers[attempts]]
+            _failures_of_servers[attempts] += 1
             self._context.log.warning(f"{days}: a server failed, not the day; the step is tried again in {seconds} s")
-            raise dg.RetryRequested(max_retries=len(RETRY_SECONDS), seconds_to_wait=seconds) from servers[0]
+            raise dg.RetryRequested(max_retries=FOR_EVER, seconds_to_wait=seconds) from servers[0]
         self.keep()
         reasons = {day: _said(error) for day, error in sorted(self._failed.items())}
         kept = f"; {len(self._made)} others are made" if self._made else ""

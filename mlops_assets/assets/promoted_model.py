@@ -19,6 +19,7 @@ from mlops_assets.assets.candidate_model import (
     trainable,
 )
 from mlops_assets.assets.days import day_by_day
+from mlops_assets.assets.order import wait_turn
 from mlops_assets.assets.training_set import training_set
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.store import Lake
@@ -195,6 +196,8 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
 def promoted_model(context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.MaterializeResult[None]:
     """Judges the days in order: a day's champion is what the days before left behind."""
     store = lake.lake()
+    newest, first = replay(ledger(store)).newest, min(context.partition_keys)
+    wait_turn(context, ["promoted_model"], [day for day in daily.get_partition_keys() if newest < day < first])
     with day_by_day(context) as days:
         for day in days:
             with days.isolated(day):

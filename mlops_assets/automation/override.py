@@ -1,12 +1,13 @@
 """A person's word on promotions: force a model into production, pin it there, release it, or revoke it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import dagster as dg
 from pydantic import Field
 
 from mlops_assets.assets.deployed_image import publish
-from mlops_assets.assets.promoted_model import ledger, production_champion, record
+from mlops_assets.assets.promoted_model import align_alias, ledger, production_champion, record
 from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry, replay
 from mlops_assets.resources.images import Images
@@ -28,7 +29,7 @@ class OverrideConfig(dg.Config):
     reason: str = Field(description="Why; it is kept with the decision.")
 
 
-@dg.op(pool="promotion")
+@dg.op(pool="promotion", retry_policy=dg.RetryPolicy(max_retries=3, delay=10, backoff=dg.Backoff.EXPONENTIAL))
 def record_override(
     context: dg.OpExecutionContext,
     config: OverrideConfig,
@@ -38,20 +39,34 @@ def record_override(
 ) -> None:
     """Appends the decision to the ledger and has the image of the champion that follows from it at hand."""
     store = lake.lake()
-    standing = replay(entries := ledger(store))
+    entries = ledger(store)
+    # An attempt that a server cut short may have come as far as the ledger.
+    if not (context.retry_number and entries and _decided(entries[-1]) == config.model_dump()):
+        record(store, mlflow, _entry(config, entries))
+    align_alias(store, mlflow)
+    champion = production_champion(store)
+    if champion is None:
+        context.log.warning("no champion is left; the fleet keeps what it runs")
+        return
+    digest = publish(champion, mlflow, images)
+    context.log.info(f"champion is now {champion.model_version}, image {digest}; the sensor rolls it out")
+
+
+def _entry(config: OverrideConfig, entries: Sequence[Entry]) -> Entry:
+    """The decision as the ledger takes it. Raises dg.Failure for one that makes no sense."""
+    standing = replay(entries)
     judged = [entry for entry in entries if entry.model_version == config.model_version and entry.run_id]
+    pinned = standing.pin.model_version if standing.pin else None
     if not judged:
         known = sorted({entry.model_version for entry in entries if entry.run_id})
-        raise dg.Failure(
-            f"no model {config.model_version!r} was ever judged; the ledger knows {', '.join(known)}",
-            allow_retries=False,
-        )
+        refusal = f"no model {config.model_version!r} was ever judged; the ledger knows {', '.join(known)}"
+        raise dg.Failure(refusal, allow_retries=False)
     if config.pinned and config.action != "forced":
         raise dg.Failure("only a model that is forced can be pinned: leave out `pinned`", allow_retries=False)
-    pinned = standing.pin.model_version if standing.pin else None
     if config.action == "released" and pinned != config.model_version:
-        raise dg.Failure(f"model {config.model_version} is not pinned; pinned is {pinned}", allow_retries=False)
-    entry = Entry(
+        refusal = f"model {config.model_version} is not pinned; {f'pinned is {pinned}' if pinned else 'no model is'}"
+        raise dg.Failure(refusal, allow_retries=False)
+    return Entry(
         day=standing.newest,
         kind=config.action,
         pinned=config.pinned,
@@ -61,13 +76,17 @@ def record_override(
         run_id=judged[-1].run_id,
         champion_before=standing.champion.model_version if standing.champion else None,
     )
-    record(store, mlflow, entry)
-    after = production_champion(store)
-    if after is None:
-        context.log.warning("no champion is left; the fleet keeps what it runs")
-        return
-    digest = publish(after, mlflow, images)
-    context.log.info(f"champion is now {after.model_version}, image {digest}; the sensor rolls it out")
+
+
+def _decided(entry: Entry) -> dict[str, object]:
+    """A person's decision as it was configured."""
+    return {
+        "action": entry.kind,
+        "model_version": entry.model_version,
+        "pinned": entry.pinned,
+        "decided_by": entry.decided_by,
+        "reason": entry.reason,
+    }
 
 
 @dg.job(

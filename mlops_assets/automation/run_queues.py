@@ -5,15 +5,11 @@ The daemon starts at most so many runs of a queue at a time as deploy/dagster.ya
 
 from __future__ import annotations
 
-from typing import Final
-
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._core.storage.tags import PRIORITY_TAG
 
-QUEUE: Final = "mlops-assets/queue"
-DAYS: Final = "days"
-"""The queue of whatever has not been given one: the days' runs, backfills, and what a person materializes in the UI."""
+from mlops_assets.assets.order import ASIDE, DAYS, QUEUE, WAITS_FOR, priority
 
 
 def operators(job: str) -> dict[str, str]:
@@ -32,8 +28,11 @@ class RunQueues(QueuedRunCoordinator):
     """
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Gives the run its queue, unless its job did, before the daemon can see it."""
+        """Gives the run its queue, unless its job did, and its place there, before the daemon can see it."""
         run = context.dagster_run
-        if QUEUE not in run.tags:
-            self._instance.add_run_tags(run.run_id, {QUEUE: DAYS})
+        tags = {QUEUE: DAYS, WAITS_FOR: ""} if run.tags.get(QUEUE) in (None, DAYS, ASIDE) else {}
+        if tags and PRIORITY_TAG not in run.tags and (first := priority(run.tags)):
+            tags[PRIORITY_TAG] = first
+        if tags:
+            self._instance.add_run_tags(run.run_id, tags)
         return super().submit_run(context)

@@ -102,13 +102,9 @@ class DagsterServer:
         return data
 
     def launch_backfill(self, assets: Iterable[str], days: Iterable[str], title: str) -> str:
-        """Starts a backfill of `assets` for exactly these days; the id of the backfill.
-
-        Given by names alone, Dagster would add the later days whose training window or verdict depends on them.
-        """
-        partitions = {"ranges": [{"start": day, "end": day} for day in days]}
-        targets = [{"assetKey": {"path": [asset]}, "partitions": partitions} for asset in assets]
-        params = {"partitionsByAssets": targets, "title": title}
+        """Starts a backfill of these assets and days, as the UI does; the id of the backfill."""
+        selection = [{"path": [asset]} for asset in assets]
+        params = {"assetSelection": selection, "partitionNames": list(days), "title": title}
         result = self.query(LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
         if result["__typename"] != "LaunchBackfillSuccess":
             raise DagsterError(f"the backfill was not accepted: {result.get('message', result['__typename'])}")

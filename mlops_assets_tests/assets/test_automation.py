@@ -1,20 +1,22 @@
 """The sensors and jobs that act by themselves, or on a person's word."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
+from mlops_assets.assets import deployed_image
 from mlops_assets.assets.promoted_model import ledger, production_champion, record
+from mlops_assets.automation import override as override_module
 from mlops_assets.automation.late_data import late_data
 from mlops_assets.automation.override import override
 from mlops_assets.automation.rollout import champion_changed
 from mlops_assets.definitions import defs
 from mlops_assets.lake.store import Lake
-from mlops_assets.modelling.ledger import Entry
+from mlops_assets.modelling.ledger import Entry, replay
 from mlops_assets.modelling.training import train_candidate
 from mlops_assets.resources.environment import embedded
 from mlops_assets.resources.inference import LocalFleet
@@ -61,8 +63,10 @@ def promote(home: Path, day: str, seed: int) -> str:
     return candidate.version
 
 
-def decide(home: Path, action: str, version: str) -> dg.ExecuteInProcessResult:
+def decide(home: Path, action: str, version: str, *, pinned: bool = False) -> dg.ExecuteInProcessResult:
     config = {"action": action, "model_version": version, "decided_by": "operator", "reason": "as a test"}
+    if pinned:
+        config["pinned"] = True  # type: ignore[assignment]
     resources = {name: embedded(home)[name] for name in ("lake", "mlflow", "images")}
     return override.execute_in_process(
         run_config={"ops": {"record_override": {"config": config}}}, resources=resources, raise_on_error=False
@@ -107,6 +111,36 @@ def test_a_persons_decision_is_kept_with_its_reason_and_moves_the_alias(tmp_path
     champion = production_champion(lake)
     assert champion
     assert champion.model_version == old
+
+
+def test_a_pin_is_recorded_and_only_what_is_pinned_can_be_released(tmp_path: Path) -> None:
+    old, new = promote(tmp_path, DAYS[0], seed=1), promote(tmp_path, DAYS[1], seed=2)
+    assert not decide(tmp_path, "released", new).success
+    assert not decide(tmp_path, "revoked", new, pinned=True).success
+    assert decide(tmp_path, "forced", old, pinned=True).success
+    lake = Lake(str(tmp_path / "lake"))
+    standing = replay(ledger(lake))
+    assert (standing.champion, standing.pin) == (ledger(lake)[-1], ledger(lake)[-1])
+    assert decide(tmp_path, "released", old).success
+    standing = replay(ledger(lake))
+    assert standing.champion
+    assert (standing.champion.model_version, standing.pin) == (old, None)
+
+
+def test_a_decision_that_a_server_cut_short_is_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = promote(tmp_path, DAYS[0], seed=1)
+    answers = [ConnectionError("the registry does not answer")]
+    publish = deployed_image.publish
+
+    def once(*arguments: Any) -> str:
+        if answers:
+            raise answers.pop()
+        return publish(*arguments)
+
+    monkeypatch.setattr(override_module, "publish", once)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert decide(tmp_path, "forced", model).success
+    assert [entry.kind for entry in ledger(Lake(str(tmp_path / "lake")))] == ["verdict", "forced"]
 
 
 def test_a_model_that_nobody_judged_cannot_be_forced(tmp_path: Path) -> None:

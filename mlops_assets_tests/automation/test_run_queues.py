@@ -12,7 +12,8 @@ from dagster._core.execution.plan import instance_concurrency_context
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.run_coordinator import SubmitRunContext
 
-from mlops_assets.automation.run_queues import DAYS, QUEUE, RunQueues, operators
+from mlops_assets.assets.order import DAYS, QUEUE
+from mlops_assets.automation.run_queues import RunQueues, operators
 from mlops_assets.cli.dagster_server import INSTANCE_SETTINGS
 from mlops_assets.definitions import defs
 
