@@ -8,7 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 kept=${MLOPS_CACHE:-$HOME/.cache/mlops-assets}/fresh
 commands=("make demo" "make test")
-skip() { echo "SKIPPED: $*; the README's commands are not tried on a fresh Debian"; exit 0; }
+skipped() { echo "SKIPPED: $*; the README's commands are not tried on a fresh Debian"; }
+skip() { skipped "$@"; exit 0; }
 
 # The settings by which this machine's package clients reach their registries: a new user's machine has its own.
 client_settings() { # client_settings SYSTEM
@@ -30,7 +31,7 @@ bare_system() { # bare_system SUITE: made once
   [ ! -d "$kept/$1" ] || return 0
   # shellcheck disable=SC2086 # no mirror is no argument
   debootstrap --variant=minbase --include=ca-certificates,make,git "$1" "$kept/new" ${DEBIAN_MIRROR:-} >"$kept/$1.log" 2>&1 ||
-    { tail -n 5 "$kept/$1.log"; return 1; }
+    { tail -n 5 "$kept/$1.log"; exit 75; }
   mv -T "$kept/new" "$kept/$1"
 }
 
@@ -76,5 +77,6 @@ for suite; do
   clean
   unshare --mount --pid --fork --kill-child "$0" --inside "$suite" &
   namespace=$!
-  wait "$namespace"
+  wait "$namespace" || { [ $? = 75 ] || exit 1; skipped "debootstrap could not make $suite"; }
+  namespace=
 done

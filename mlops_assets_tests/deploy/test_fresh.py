@@ -20,7 +20,7 @@ def programs(tmp_path: Path) -> Path:
     """A PATH of the few programs that the script needs before it makes a system, and a debootstrap that never ends."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in ("bash", "dirname", "env", "flock", "grep", "mkdir", "rm", "sleep", "true", "unshare"):
+    for name in ("bash", "dirname", "env", "flock", "grep", "mkdir", "rm", "sleep", "tail", "true", "unshare"):
         (folder / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name}"))
     for name, text in {"id": "echo 0", "debootstrap": 'mkdir "$4" && touch "$4/begun" && sleep 600'}.items():
         (folder / name).write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{text}\n")
@@ -44,6 +44,15 @@ def test_what_it_lacks_is_said_and_is_no_failure(programs: Path, tmp_path: Path,
     assert process.returncode == 0
     assert said.startswith("SKIPPED: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+def test_a_debian_that_cannot_be_had_is_said_with_its_reason_and_is_no_failure(programs: Path, tmp_path: Path) -> None:
+    (programs / "debootstrap").write_text("#!/bin/sh\necho no such mirror\nexit 1\n")
+    with start(programs, tmp_path) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "namespaces" in said or said.startswith("no such mirror\nSKIPPED: debootstrap could not make bookworm")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
