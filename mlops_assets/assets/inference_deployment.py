@@ -1,5 +1,7 @@
 """What the inference fleet runs."""
 
+from typing import Literal
+
 import dagster as dg
 from pydantic import Field
 
@@ -14,6 +16,11 @@ class RolloutConfig(dg.Config):
 
     digest: str = Field(description="The image's digest, sha256:...; any image that was ever deployed can be named.")
     reason: str = Field(description="Why it is rolled, for the record.")
+    unjudged: Literal["default", "stop", "proceed"] = Field(
+        default="default",
+        description="What follows on a canary that can't be judged, for lack of traffic or metrics; by default what "
+        "the fleet is set to. Say proceed for a way back that can't wait.",
+    )
     deadline_seconds: float = Field(default=ROLL_SECONDS, description="After this long the old image comes back.")
 
 
@@ -31,7 +38,9 @@ def inference_deployment(
     context: dg.AssetExecutionContext, config: RolloutConfig, fleet: dg.ResourceParam[InferenceFleet]
 ) -> dg.MaterializeResult[None]:
     """Rolls the fleet onto an image and records the verdict; an undone roll fails the run after that."""
-    rollout = fleet.roll(config.digest, config.deadline_seconds)
+    rollout = fleet.roll(
+        config.digest, config.deadline_seconds, None if config.unjudged == "default" else config.unjudged
+    )
     status = fleet.status()
     story = {
         **{name: value if value is not None else "none" for name, value in rollout.as_dict().items()},

@@ -129,18 +129,21 @@ def psi(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def why_worse(canary: Counts, fleet: Counts) -> str | None:
-    """In which way the canary did worse than the fleet in the same window; None if it did not."""
-    if fleet.clicks < ENOUGH_CLICKS:
+def why_worse(canary: Counts | None, fleet: Counts | None) -> str | None:
+    """In which way the canary did worse than the fleet in the same window; None if nothing shows that it did.
+
+    Failures are compared however few they are, since the test knows how little that says.
+    """
+    if canary is None or fleet is None:
         return None
-    if canary.clicks + canary.dead_letters == 0:
+    if fleet.clicks >= ENOUGH_CLICKS and canary.clicks + canary.dead_letters == 0:
         return f"it answered no click while the fleet answered {fleet.clicks:.0f}"
     for what in canary.failed:
         table = [canary.failed[what], fleet.failed[what]]
         new, old = (bad / max(1.0, bad + good) for bad, good in table)
         if new > old + MORE_FAILURES and fisher_exact(table, alternative="greater").pvalue < CHANCE:
             return f"{new:.2%} {what}, the fleet {old:.2%}"
-    if canary.clicks < ENOUGH_CLICKS:
+    if why_unjudged(canary, fleet):
         return None
     if canary.p99 > max(LATENCY_SECONDS, LATENCY_RATIO * fleet.p99):
         return f"99th percentile of the latency up to {canary.p99:g} s, the fleet's {fleet.p99:g} s"
@@ -150,3 +153,13 @@ def why_worse(canary: Counts, fleet: Counts) -> str | None:
     if (distance := psi(canary.probability, fleet.probability)) > SCORE_PSI:
         return f"its scores are distributed otherwise than the fleet's (PSI {distance:.2f}, at most {SCORE_PSI:g})"
     return None
+
+
+def why_unjudged(canary: Counts | None, fleet: Counts | None) -> str | None:
+    """Why nothing can be said about the canary's latency and scores; None if they can be judged. None: not readable."""
+    if canary is None or fleet is None:
+        return f"the {'fleet' if canary else 'canary'}'s metrics can't be read"
+    if min(canary.clicks, fleet.clicks) >= ENOUGH_CLICKS:
+        return None
+    seen = f"it answered {canary.clicks:.0f} clicks and the fleet {fleet.clicks:.0f}"
+    return f"{seen}, where {ENOUGH_CLICKS:,} of each are needed"

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import dagster as dg
 
 from mlops_assets.lake.storage import open_storage
 from mlops_assets.resources.images import Images
-from mlops_assets.resources.inference import LocalFleet
+from mlops_assets.resources.inference import LocalFleet, Unjudged
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.resources.notifier import Notifier
@@ -73,7 +73,8 @@ def real(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
 
     MLOPS_SPARK says where Spark runs: local (in the run itself), or one of SPARK_FORMS with its own variables.
     MLOPS_REGISTRY (a repository like ghcr.io/owner/inference) takes the images to a registry, and with it
-    MLOPS_NAMESPACE the fleet to that namespace of Kubernetes; else either is on this machine, below `home`.
+    MLOPS_NAMESPACE the fleet to that namespace of Kubernetes; else either is on this machine, below `home`. There,
+    MLOPS_CANARY_SECONDS and MLOPS_CANARY_UNJUDGED (stop or proceed) are KubernetesFleet's settings of that name.
     """
     missing = [f"{name} ({meaning})" for name, meaning in REQUIRED.items() if not environment.get(name)]
     if missing:
@@ -93,7 +94,7 @@ def real(home: Path, environment: Mapping[str, str]) -> dict[str, Any]:
         if namespace:
             from mlops_assets.resources.kubernetes import KubernetesFleet  # its client takes a second to import
 
-            found["fleet"] = KubernetesFleet(registry=images, namespace=namespace)
+            found["fleet"] = KubernetesFleet(registry=images, namespace=namespace, **_canary_settings(environment))
     elif namespace:
         raise ValueError("MLOPS_NAMESPACE is set: Kubernetes needs images from a registry, so set MLOPS_REGISTRY too")
     return found
@@ -138,6 +139,20 @@ def _home() -> Path:
 def resources() -> dict[str, Any]:
     """The resources of the graph, by MLOPS_ENVIRONMENT and MLOPS_HOME. Raises ValueError for what they can't be."""
     return systems(ENVIRONMENT, _home())
+
+
+def _canary_settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if text := environment.get("MLOPS_CANARY_SECONDS"):
+        try:
+            found["canary_seconds"] = float(text)
+        except ValueError:
+            raise ValueError(f"MLOPS_CANARY_SECONDS is {text!r}; it must be a number of seconds") from None
+    if text := environment.get("MLOPS_CANARY_UNJUDGED"):
+        if text not in get_args(Unjudged):
+            raise ValueError(f"MLOPS_CANARY_UNJUDGED is {text!r}; it must be stop or proceed")
+        found["unjudged"] = text
+    return found
 
 
 def _local_fleet(images: Images, home: Path) -> LocalFleet:

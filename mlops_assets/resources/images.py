@@ -39,6 +39,10 @@ class ImageError(RuntimeError):
     """An image is unknown or corrupted, or a model is not fit to become one. The message says what to do."""
 
 
+class StoreAwayError(ImageError):
+    """The store does not answer, or refuses: nothing is known of the image, and another time it may go well."""
+
+
 def digest_of(content: bytes) -> str:
     """The OCI digest, `sha256:` and 64 hexadecimal digits."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -154,6 +158,10 @@ class Images(dg.ConfigurableResource[None], ABC):
         """The image's annotations, among them its model's version under VERSION. Raises ImageError if unknown."""
         annotations: dict[str, str] = self._manifest(digest).get("annotations", {})
         return annotations
+
+    def require(self, digest: str) -> dict[str, str]:
+        """As `describe`, of an image that is there with all its parts. Raises ImageError naming what is missing."""
+        return self.describe(digest)
 
     @abstractmethod
     def find(self, model_version: str) -> str | None:

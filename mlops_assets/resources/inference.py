@@ -22,6 +22,7 @@ from mlops_assets.resources import supervisor
 from mlops_assets.resources.images import ImageError, Images
 
 Verdict = Literal["rolled", "undone", "unchanged", "overtaken"]
+Unjudged = Literal["stop", "proceed"]
 
 START_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 1.0
@@ -88,19 +89,20 @@ class InferenceFleet(dg.ConfigurableResource[None], ABC):
         return None
 
     @abstractmethod
-    def status(self) -> FleetStatus:
-        """What runs now."""
+    def status(self, patience_seconds: float | None = None) -> FleetStatus:
+        """What runs now. Raises FleetError if that can't be learnt within the patience, by default a minute or two."""
 
     @abstractmethod
-    def roll(self, digest: str, deadline_seconds: float) -> Rollout:
+    def roll(self, digest: str, deadline_seconds: float, unjudged: Unjudged | None = None) -> Rollout:
         """Replaces the workers by ones of that image, one at a time, or goes back to the image of before by itself.
 
-        A failed roll is no exception but the verdict `undone`. Raises FleetError if the fleet cannot be commanded.
+        A failed roll is no exception but the verdict `undone`. `unjudged` is for a form that tries a canary: what
+        follows, in this roll, on one that can't be judged. Raises FleetError if the fleet cannot be commanded.
         """
 
     @abstractmethod
     def recover(self) -> Rollout | None:
-        """Undoes a roll whose caller was killed and is past its time; what was undone, None if there was nothing."""
+        """Finishes a roll whose caller was killed; how it ended, None if there was none. It takes no long."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -134,7 +136,7 @@ class LocalFleet(InferenceFleet):
                 return None
         return f"no Kafka answers at {servers} ({KAFKA}); `mlops-assets kafka up` starts one"
 
-    def status(self) -> FleetStatus:
+    def status(self, patience_seconds: float | None = None) -> FleetStatus:
         """What runs now; no workers when the supervisor does not run."""
         state = supervisor.read_json(self._folder / "state.json")
         workers = state.get("workers", []) if self._is_supervised() else []
@@ -150,7 +152,7 @@ class LocalFleet(InferenceFleet):
             last_rollout=Rollout(**rollout) if rollout else None,
         )
 
-    def roll(self, digest: str, deadline_seconds: float) -> Rollout:
+    def roll(self, digest: str, deadline_seconds: float, unjudged: Unjudged | None = None) -> Rollout:
         """See InferenceFleet. The deadline is for the roll; going back is given as long again.
 
         The supervisor ends a roll that has begun, also when this caller is killed.

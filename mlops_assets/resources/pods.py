@@ -40,6 +40,16 @@ def is_ready(pod: Any) -> bool:
     return any(c.type == "Ready" and c.status == "True" for c in pod.status.conditions or [])
 
 
+def is_running(pod: Any) -> bool:
+    """Whether a container of the pod runs, or has run and ended."""
+    return any(s.state.running or s.state.terminated or s.last_state.terminated for s in statuses(pod))
+
+
+def waits_for(pod: Any) -> set[str]:
+    """Kubernetes' names for why containers of the pod wait, like ImagePullBackOff."""
+    return {status.state.waiting.reason for status in statuses(pod) if status.state.waiting}
+
+
 def state_of(pod: Any) -> str:
     """Why the pod is not ready, in the words of the node, the scheduler or the worker's last lines."""
     for status in statuses(pod):

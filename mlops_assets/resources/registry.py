@@ -31,6 +31,7 @@ from mlops_assets.resources.images import (
     Base,
     ImageError,
     Images,
+    StoreAwayError,
     digest_of,
 )
 
@@ -71,6 +72,14 @@ class Registry(Images):
             return digest_of(self._get_manifest(model_version))
         except MissingError:
             return None
+
+    def require(self, digest: str) -> dict[str, str]:
+        """See Images."""
+        manifest = self._manifest(digest)
+        for part in (manifest["config"], *manifest["layers"]):
+            self._request("HEAD", f"blobs/{part['digest']}")
+        annotations: dict[str, str] = manifest.get("annotations", {})
+        return annotations
 
     def reference(self, digest: str) -> str:
         """How a container runtime names the image."""
@@ -149,14 +158,13 @@ class Registry(Images):
                 self._authorization = self._authorize(response.headers.get("WWW-Authenticate", ""))
                 response = self._send(method, url, **options)
         except requests.RequestException as error:
-            raise ImageError(f"registry {self._host} does not answer: {error}") from error
+            raise StoreAwayError(f"registry {self._host} does not answer: {error}") from error
         if response.ok:
             return response
         if response.status_code == requests.codes.not_found:
             raise MissingError(f"there is no {path} in {self.repository}: push it, or name one that is there")
-        raise ImageError(
-            f"registry {self._host} refused {method} {url}: {response.status_code} {response.text[:300]}"
-        ) from requests.HTTPError(response=response)
+        said = f"registry {self._host} refused {method} {url}: {response.status_code} {response.text[:300]}"
+        raise StoreAwayError(said) from requests.HTTPError(response=response)
 
     def _send(self, method: str, url: str, headers: Mapping[str, str] = {}, **options: Any) -> requests.Response:
         if self._session is None:
@@ -175,13 +183,13 @@ class Registry(Images):
         if scheme.lower() == "basic" and basic:
             return f"Basic {basic}"
         if scheme.lower() != "bearer":
-            raise ImageError(f"registry {self._host} wants credentials: log in with `docker login {self._host}`")
+            raise StoreAwayError(f"registry {self._host} wants credentials: log in with `docker login {self._host}`")
         fields = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         params = {"service": fields.get("service", ""), "scope": f"repository:{self._path}:pull,push"}
         self._authorization = f"Basic {basic}" if basic else None
         response = self._send("GET", fields["realm"], params=params)
         if not response.ok:
-            raise ImageError(f"{fields['realm']} gives no token for {self.repository}: {response.status_code}")
+            raise StoreAwayError(f"{fields['realm']} gives no token for {self.repository}: {response.status_code}")
         answer = response.json()
         return f"Bearer {answer.get('token') or answer['access_token']}"
 

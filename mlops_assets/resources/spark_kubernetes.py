@@ -6,7 +6,6 @@ watch and delete pods. The driver pod is the cluster: what it made goes with it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -29,7 +28,7 @@ from mlops_assets.resources.ephemeral import (
     Status,
     common_settings,
 )
-from mlops_assets.resources.kubernetes_api import REQUEST_SECONDS, api_client, asked
+from mlops_assets.resources.kubernetes_api import GLANCE_SECONDS, PATIENCE_SECONDS, REQUEST_SECONDS, api_client, ask
 
 GONE_SECONDS: Final = 60
 """In which all pods of a deleted cluster have to be gone."""
@@ -39,6 +38,9 @@ SPARE_SECONDS: Final = 60
 
 LOG_BYTES: Final = 4 << 20
 """Of the driver's log, at one look."""
+
+CONFLICT: Final = 409
+GONE: Final = 404
 
 SKEW_SECONDS: Final = 60
 """By how much the clocks of this machine and of a node may differ."""
@@ -132,12 +134,7 @@ class KubernetesSpark(EphemeralSpark):
             secret=self.secret,
             seconds=math.ceil(60 * self.deadline_minutes) + SPARE_SECONDS,
         )
-        with self._asked("a driver pod"):
-            try:
-                self._client().create_namespaced_pod(self.namespace, pod, _request_timeout=REQUEST_SECONDS)
-            except client.ApiException as error:
-                if error.status != 409:  # a repeated request that found what the first had made
-                    raise
+        self._ask(lambda api: created(api.create_namespaced_pod, self.namespace, pod), "a driver pod")
         return name
 
     def reconcile(self, cluster: str, command: Sequence[str]) -> Status:
@@ -155,8 +152,8 @@ class KubernetesSpark(EphemeralSpark):
             passed = (datetime.now(UTC) - datetime.fromisoformat(position)).total_seconds()
             since = {"since_seconds": max(1, math.ceil(passed) + SKEW_SECONDS)}
         try:
-            with self._asked(f"the log of {cluster}"):
-                answer = self._client().read_namespaced_pod_log(
+            answer = self._ask(
+                lambda api: api.read_namespaced_pod_log(
                     cluster,
                     self.namespace,
                     timestamps=True,
@@ -164,7 +161,10 @@ class KubernetesSpark(EphemeralSpark):
                     _request_timeout=REQUEST_SECONDS,
                     _preload_content=False,
                     **since,
-                )
+                ),
+                f"the log of {cluster}",
+                GLANCE_SECONDS,  # the next look brings it
+            )
         except ClusterError as error:
             if isinstance(error.__cause__, client.ApiException) and error.__cause__.status in (400, 404):
                 return "", position  # not started yet, or gone
@@ -175,16 +175,11 @@ class KubernetesSpark(EphemeralSpark):
 
     def delete(self, cluster: str) -> None:
         """See EphemeralSpark. Returns when all its pods are gone. Raises ClusterError if one stays."""
-        api, selector = self._client(), f"{spark_pods.CLUSTER}={cluster}"
+        selector, what = f"{spark_pods.CLUSTER}={cluster}", f"deleting {cluster}"
         options = {"namespace": self.namespace, "propagation_policy": "Foreground", "_request_timeout": REQUEST_SECONDS}
-        with self._asked(f"deleting {cluster}"):
-            try:
-                api.delete_namespaced_pod(cluster, **options)
-            except client.ApiException as error:
-                if error.status != 404:
-                    raise
-            # Executors that Kubernetes would only find to be orphans later, the driver having been deleted by force.
-            api.delete_collection_namespaced_pod(label_selector=selector, **options)
+        self._ask(lambda api: deleted(api.delete_namespaced_pod, cluster, **options), what)
+        # Executors that Kubernetes would only find to be orphans later, the driver having been deleted by force.
+        self._ask(lambda api: api.delete_collection_namespaced_pod(label_selector=selector, **options), what)
         deadline = time.monotonic() + GONE_SECONDS
         while pods := self._pods(selector):
             if time.monotonic() > deadline:
@@ -202,16 +197,36 @@ class KubernetesSpark(EphemeralSpark):
         return list(found.values())
 
     def _pods(self, selector: str) -> list[Any]:
-        with self._asked("pods"):
-            found = self._client().list_namespaced_pod(
+        found = self._ask(
+            lambda api: api.list_namespaced_pod(
                 self.namespace, label_selector=selector, _request_timeout=REQUEST_SECONDS
-            )
+            ),
+            "pods",
+        )
         return list(found.items)
 
-    def _client(self) -> client.CoreV1Api:
+    def _ask(
+        self, call: Callable[[client.CoreV1Api], Any], what: str, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Any:
         if self._api is None:
             self._api = client.CoreV1Api(api_client(self.kubeconfig, ClusterError))
-        return self._api
+        api, remedies = self._api, dict.fromkeys((403, 404), ": apply k8s/spark first")
+        return ask(lambda: call(api), f"{what} in {self.namespace}", ClusterError, remedies, patience_seconds)
 
-    def _asked(self, what: str) -> contextlib.AbstractContextManager[None]:
-        return asked(f"{what} in {self.namespace}", ClusterError, dict.fromkeys((403, 404), ": apply k8s/spark first"))
+
+def created(create: Callable[..., Any], *arguments: Any) -> None:
+    """Makes an object whose name was never used: one that is there already is what an earlier try has made."""
+    try:
+        create(*arguments, _request_timeout=REQUEST_SECONDS)
+    except client.ApiException as error:
+        if error.status != CONFLICT:
+            raise
+
+
+def deleted(delete: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Deletes an object; one that is gone is no error."""
+    try:
+        delete(*arguments, **options)
+    except client.ApiException as error:
+        if error.status != GONE:
+            raise

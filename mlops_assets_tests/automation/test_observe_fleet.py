@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 from mlops_assets.automation.observe_fleet import DEPLOYMENT, observe_fleet
@@ -13,14 +15,14 @@ class Fleet(InferenceFleet):
 
     killed: bool
 
-    def status(self) -> FleetStatus:
+    def status(self, patience_seconds: float | None = None) -> FleetStatus:
         workers = (Worker("one", OLD, ready=True, restarts=2, metrics_url=""),)
         return FleetStatus(OLD, replicas=1, workers=workers, rolling=False, last_rollout=None)
 
     def recover(self) -> Rollout | None:
         return Rollout("undone", NEW, OLD, "the run was killed during the roll", 0.0) if self.killed else None
 
-    def roll(self, digest: str, deadline_seconds: float) -> Rollout:
+    def roll(self, digest: str, deadline_seconds: float, unjudged: Any = None) -> Rollout:
         raise AssertionError("an observation rolls nothing")
 
     stop = recover  # type: ignore[assignment]

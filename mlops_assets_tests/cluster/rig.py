@@ -86,14 +86,13 @@ class Rig:
         """Where the images are."""
         return Registry(repository=f"{self.registry_host}/inference")
 
-    def fleet(self, canary_seconds: float) -> KubernetesFleet:
+    def fleet(self, canary_seconds: float, **fields: Any) -> KubernetesFleet:
         """The fleet, commanded with the rights that k8s/ gives the service account `rollout`, and no others."""
         file = self.scratch / "rollout.kubeconfig"
         if not file.exists():
             self._write_kubeconfig(file)
-        return KubernetesFleet(
-            registry=self.registry, namespace=NAMESPACE, canary_seconds=canary_seconds, kubeconfig=str(file)
-        )
+        settings = {"registry": self.registry, "kubeconfig": str(file), **fields}
+        return KubernetesFleet(namespace=NAMESPACE, canary_seconds=canary_seconds, **settings)
 
     def build(self, name: str, folder: Path, *options: str) -> str:
         """Builds and pushes an image; its name."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import yaml
 
 from mlops_assets.modelling.training import Candidate
+from mlops_assets.resources.inference import Rollout
+from mlops_assets.resources.kubernetes_roll import ROLLING
+from mlops_assets.resources.registry import Registry
 from mlops_assets_tests.cluster.rig import NAMESPACE, ROOT, Rig, run, train
+from mlops_assets_tests.integration.faulty_proxy import Fault, proxy
 from mlops_assets_tests.resources.models import write_model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -140,7 +147,7 @@ def test_a_bad_image_is_undone(
     bad = rig.publish_broken(candidates[1], name, program)
     before = template(rig)
     rollout = rig.fleet(canary_seconds).roll(bad, deadline)
-    assert (rollout.verdict, rollout.previous) == ("undone", good)
+    assert (rollout.verdict, rollout.previous, rollout.transient) == ("undone", good, False)
     assert reason in rollout.reason
     assert rig.fleet(0).status().last_rollout == rollout
     eventually_is(rig, good)
@@ -148,14 +155,31 @@ def test_a_bad_image_is_undone(
         assert template(rig) == before
 
 
-def test_an_image_that_cannot_be_pulled_is_undone(rig: Rig, good: str, candidates: list[Candidate]) -> None:
-    lonely = train([6], 30_000)
-    digest = rig.publish(lonely)
-    rig.forget_layer(digest)
-    rollout = rig.fleet(canary_seconds=10).roll(digest, DEADLINE)
-    assert rollout.verdict == "undone"
+class ElsewhereRegistry(Registry):
+    """The registry as this machine has it, where the nodes look for it in vain."""
+
+    def reference(self, digest: str) -> str:
+        return f"127.0.0.1:5999/inference@{digest}"
+
+
+def test_an_image_that_the_nodes_cannot_pull_is_undone_and_not_blamed(
+    rig: Rig, good: str, candidates: list[Candidate]
+) -> None:
+    digest = rig.publish(train([6], 30_000))
+    away = ElsewhereRegistry(repository=rig.registry.repository)
+    rollout = rig.fleet(canary_seconds=10, registry=away).roll(digest, DEADLINE)
+    assert (rollout.verdict, rollout.transient) == ("undone", True)
     assert "ImagePullBackOff" in rollout.reason
     eventually_is(rig, good)
+
+
+def test_an_image_with_a_part_missing_touches_nothing(rig: Rig, good: str) -> None:
+    digest, before = rig.publish(train([7], 30_000)), template(rig)
+    rig.forget_layer(digest)
+    rollout = rig.fleet(canary_seconds=10).roll(digest, DEADLINE)
+    assert (rollout.verdict, rollout.transient) == ("undone", False)
+    assert "there is no blobs/sha256:" in rollout.reason
+    assert template(rig) == before
 
 
 def test_an_unknown_image_touches_nothing(rig: Rig, good: str) -> None:
@@ -181,6 +205,74 @@ def test_a_model_with_other_scores_is_withdrawn_after_the_canary(
     assert rig.check(60)["missing"] == 0
 
 
+def test_a_second_roll_waits_for_the_first_and_an_overtaken_one_says_so(
+    rig: Rig, good: str, candidates: list[Candidate]
+) -> None:
+    bad, other = rig.publish_broken(candidates[1], "never-ready", NEVER_READY), rig.publish(candidates[1])
+    for lease, verdict in ((180.0, "undone"), (0.0, "overtaken")):
+        results: list[Rollout] = []
+        first = Thread(target=lambda: results.append(rig.fleet(0, lease_seconds=lease).roll(bad, 15)))  # noqa: B023
+        first.start()
+        deadline = time.monotonic() + 30
+        while rig.fleet(0).status().digest != bad:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        rollout = rig.fleet(0).roll(other, DEADLINE)
+        first.join(60)
+        assert (rollout.verdict, rollout.previous, results[0].verdict) == ("rolled", good, verdict)
+        assert fleet_is(rig, other)
+        assert rig.fleet(0).status().last_rollout == rollout
+        assert rig.fleet(0).roll(good, DEADLINE).verdict == "rolled"
+
+
+def test_a_run_killed_after_its_last_step_is_not_undone(rig: Rig, good: str, candidates: list[Candidate]) -> None:
+    before, new = template(rig), rig.publish(candidates[1])
+    reference = rig.registry.reference
+    marker = {"from": reference(new), "to": reference(good), "by": "a killed run", "until": time.time() - 1}
+    rig.kubectl("annotate", "deployment/inference", f"{ROLLING}={json.dumps(marker)}")
+    recovered = rig.fleet(0).recover()
+    assert recovered is not None
+    assert (recovered.verdict, recovered.digest) == ("rolled", good)
+    assert template(rig) == before
+    assert fleet_is(rig, good)
+
+
+@pytest.mark.parametrize("fault", [500, 429, "lose the answer"])
+def test_two_minutes_without_a_sane_api_server_change_no_roll(
+    rig: Rig, good: str, candidates: list[Candidate], fault: Fault
+) -> None:
+    direct = rig.fleet(0)
+    config = yaml.safe_load(Path(str(direct.kubeconfig)).read_text())
+    better = rig.publish(candidates[1])
+    with proxy(config["clusters"][0]["cluster"]["server"]) as unwell:
+        config["clusters"][0]["cluster"] = {"server": unwell.url}
+        file = rig.scratch / "unwell.kubeconfig"
+        file.write_text(yaml.safe_dump(config))
+        begun: list[float] = []
+
+        def plan(method: str, path: str) -> Fault | None:
+            if method == "PATCH" and not begun:
+                begun.append(time.monotonic())
+            return fault if begun and time.monotonic() < begun[0] + 120 else None
+
+        unwell.plan = plan
+        rollout = rig.fleet(0, kubeconfig=str(file)).roll(better, 400)
+    assert (rollout.verdict, rollout.previous) == ("rolled", good)
+    assert rollout.seconds > 110
+    assert fleet_is(rig, better)
+
+
+def test_a_canary_without_traffic_is_unjudged(rig: Rig, good: str, candidates: list[Candidate]) -> None:
+    before, better = template(rig), rig.publish(candidates[1])
+    rollout = rig.fleet(canary_seconds=5).roll(better, DEADLINE)
+    assert (rollout.verdict, rollout.transient) == ("undone", True)
+    assert "could not be judged: it answered 0 clicks and the fleet 0" in rollout.reason
+    assert template(rig) == before
+    rollout = rig.fleet(canary_seconds=5).roll(better, DEADLINE, "proceed")
+    assert rollout.verdict == "rolled"
+    assert "could not be judged" in rollout.reason
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_the_old_image(
     rig: Rig, good: str, candidates: list[Candidate], how: signal.Signals
@@ -189,9 +281,9 @@ def test_a_run_that_is_ended_leaves_the_old_image(
     fleet = rig.fleet(0)
     program = (
         "import pathlib, sys; from mlops_assets_tests.cluster.rig import Rig;"
-        "Rig(pathlib.Path(sys.argv[1])).fleet(0).roll(sys.argv[2], 5 if sys.argv[3] == '9' else 60)"
+        "Rig(pathlib.Path(sys.argv[1])).fleet(0, lease_seconds=15).roll(sys.argv[2], 60)"
     )
-    run_of_dagster = subprocess.Popen([sys.executable, "-c", program, str(rig.scratch), bad, str(int(how))], cwd=ROOT)
+    run_of_dagster = subprocess.Popen([sys.executable, "-c", program, str(rig.scratch), bad], cwd=ROOT)
     deadline = time.monotonic() + 40
     while fleet.status().digest != bad:
         assert time.monotonic() < deadline
@@ -200,7 +292,7 @@ def test_a_run_that_is_ended_leaves_the_old_image(
     run_of_dagster.wait(30)
     if how == signal.SIGKILL:
         assert fleet.recover() is None  # it might still be at work
-        time.sleep(11)
+        time.sleep(16)
         undone = fleet.recover()
         assert undone is not None
         assert undone.reason == "the run was killed during the roll"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["refuse", "hang", "lose the answer", "cut the answer"]
+Fault = Literal["refuse", "hang", "lose the answer", "cut the answer"] | int
+"""A number is the status that the proxy answers itself."""
 Plan = Callable[[str, str], Fault | None]
 """Given a request's method and path, what goes wrong with it."""
 
@@ -24,7 +26,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.target = urlsplit(target).netloc
+        self.target, self.is_secure = urlsplit(target).netloc, target.startswith("https:")
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.plan: Plan = lambda method, path: None
         self.closing = threading.Event()
@@ -47,7 +49,15 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "refuse":
             self.answer(503, {"Content-Type": "application/xml"}, REFUSAL)
             return
-        there = http.client.HTTPConnection(self.server.target, timeout=60)
+        if isinstance(fault, int):
+            self.answer(fault, {"Content-Type": "application/json"}, b"{}")
+            return
+        there: http.client.HTTPConnection
+        if self.server.is_secure:  # the certificate is another test's business
+            unverified = ssl._create_unverified_context()
+            there = http.client.HTTPSConnection(self.server.target, timeout=60, context=unverified)
+        else:
+            there = http.client.HTTPConnection(self.server.target, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name != "Expect"}
             there.request(self.command, self.path, body, headers)  # with the Host that the client signed
@@ -75,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815 - the names that http.server calls
+    do_GET = do_PUT = do_POST = do_PATCH = do_HEAD = do_DELETE = forward  # noqa: N815 - the names that http.server calls
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""

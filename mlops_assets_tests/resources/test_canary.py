@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlops_assets.inference.metrics import Metrics
-from mlops_assets.resources.canary import Counts, psi, total, why_worse
+from mlops_assets.resources.canary import Counts, psi, total, why_unjudged, why_worse
 
 RANDOM = np.random.default_rng(7)
 SCORES = RANDOM.beta(0.3, 60, 20_000)
@@ -95,5 +95,24 @@ def test_a_canary_that_does_worse_is_found_out(canary: Callable[[], Counts], rea
     assert reason in (why_worse(canary(), counts()) or "")
 
 
-def test_without_traffic_there_is_nothing_to_compare() -> None:
-    assert why_worse(counts(0), counts(100)) is None
+@pytest.mark.parametrize(
+    ("canary", "fleet", "reason"),
+    [
+        (counts(0), counts(100), "answered 0 clicks and the fleet 100, where 2,000 of each are needed"),
+        (counts(1_999), counts(20_000), "answered 1999 clicks and the fleet 20000"),
+        (None, counts(), "the canary's metrics can't be read"),
+        (counts(), None, "the fleet's metrics can't be read"),
+    ],
+)
+def test_what_too_little_is_known_of_is_not_judged(canary: Counts | None, fleet: Counts | None, reason: str) -> None:
+    assert why_worse(canary, fleet) is None
+    assert reason in (why_unjudged(canary, fleet) or "")
+
+
+def test_with_traffic_it_is_judged() -> None:
+    assert why_unjudged(counts(2_000), counts(2_000)) is None
+
+
+def test_failures_are_seen_in_little_traffic_too() -> None:
+    assert "100.00% dead letters" in (why_worse(counts(0, dead=40), counts(120)) or "")
+    assert why_worse(counts(0, dead=40), counts(0, dead=120)) is None  # it is the input's fault
