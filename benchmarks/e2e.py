@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.inference_deployment import inference_deployment
 from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import rollout
@@ -54,8 +55,8 @@ class Production:
         )
         self.cursor: str | None = None
 
-    def promote(self, candidate: Candidate, day: str) -> None:
-        """What `promoted_model` does with a verdict: one more entry in the ledger."""
+    def promote(self, candidate: Candidate, digest: str, day: str) -> None:
+        """What `promoted_model` and `deployed_image` do with a verdict: a record of the decision, one of the image."""
         entry = Entry(
             day=day,
             kind="verdict",
@@ -67,14 +68,17 @@ class Production:
             champion_after=candidate.version,
         )
         self.lake.lake().append_record(LEDGER, entry.key, entry.as_dict())
+        record_image(self.lake.lake(), candidate.version, digest)
 
     def tick(self, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult | None:
         """One tick of the sensor, and the run that it requests, if any."""
         with dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=self.definitions) as context:
-            answer = rollout.champion_changed(context, lake=self.lake, images=self.rig.registry)
-        if not isinstance(answer, dg.SensorResult) or not answer.run_requests:
+            answer = rollout.champion_changed(context, lake=self.lake, fleet=self.fleet)
+        if not isinstance(answer, dg.SensorResult):
             return None
         self.cursor = answer.cursor
+        if not answer.run_requests:
+            return None
         job = self.definitions.resolve_job_def("rollout")
         config = answer.run_requests[0].run_config
         return job.execute_in_process(run_config=config, instance=instance, raise_on_error=False)
@@ -150,8 +154,7 @@ def end_to_end(rig: Rig, rate: int, seconds: int, log: Callable[[str], None]) ->
     first, better = train([6], 60_000), train([6, 7], 60_000)
     production, replicas = Production(rig), Replicas(rig)
     with dg.DagsterInstance.local_temp(str(rig.scratch)) as instance:
-        append(rig, first)
-        production.promote(first, "2017-11-08")
+        production.promote(first, append(rig, first)[0], "2017-11-08")
         log("rolling the first model")
         result = production.tick(instance)
         if result is None or not result.success:
@@ -174,7 +177,7 @@ def end_to_end(rig: Rig, rate: int, seconds: int, log: Callable[[str], None]) ->
         time.sleep(5)
         begun = time.monotonic()
         digest, figures["append_s"], figures["append_bytes_beyond_model"] = append(rig, better)
-        production.promote(better, "2017-11-09")
+        production.promote(better, digest, "2017-11-09")
         for victim in [worker.name for worker in rig.fleet(0).status().workers][:2]:
             rig.kubectl("delete", "pod", victim, "--grace-period=0", "--force", "--wait=false")
         result = production.tick(instance)

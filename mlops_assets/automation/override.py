@@ -48,7 +48,7 @@ def record_override(
     if champion is None:
         context.log.warning("no champion is left; the fleet keeps what it runs")
         return
-    digest = publish(champion, mlflow, images)
+    digest = publish(store, champion, mlflow, images)
     context.log.info(f"champion is now {champion.model_version}, image {digest}; the sensor rolls it out")
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import dagster as dg
 
+from mlops_assets.assets.deployed_image import recorded_images
 from mlops_assets.assets.promoted_model import ledger, production_champion
 from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry
-from mlops_assets.resources.images import Images
 from mlops_assets.resources.inference import InferenceFleet
 from mlops_assets.resources.lake import LakeResource
 
@@ -91,15 +91,14 @@ class Outcome(NamedTuple):
 def champion_changed(
     context: dg.SensorEvaluationContext,
     lake: LakeResource,
-    images: dg.ResourceParam[Images],
     fleet: dg.ResourceParam[InferenceFleet],
 ) -> dg.SensorResult | dg.SkipReason:
-    """Requests the roll onto the champion's image until it is rolled, found unchanged, or undone by the image's fault.
+    """Requests the roll onto the champion's newest image until it is rolled, unchanged, or undone by its own fault.
 
-    A tick reads the ledger and the rollout job's runs, never the fleet. It asks nothing while a rollout is queued or
-    under way, and waits ever longer after a failure that is not the image's. A person's word that is later than the
-    promotion (a roll onto another model, a run that was cancelled) ends its requests too. The run key is the digest,
-    the ledger's latest decision and the attempt: Dagster remembers a run key for ever.
+    A tick reads the lake's records and the rollout job's runs, never the fleet. It asks nothing while a rollout is
+    queued or under way, and waits ever longer after a failure that is not the image's. A person's word that is later
+    than the promotion (a roll onto another image, a run that was cancelled) ends its requests too. The run key is the
+    digest, the ledger's latest decision and the attempt: Dagster remembers a run key for ever.
     """
     store = lake.lake()
     champion = production_champion(store)
@@ -110,9 +109,10 @@ def champion_changed(
     if memory is None or memory.champion != key_of(champion):
         newest = context.instance.get_run_records(limit=1)
         memory = Memory(key_of(champion), since=newest[0].storage_id if newest else 0)
-    digest = images.find(champion.model_version)
-    if digest is None:
+    images = recorded_images(store, champion.model_version)
+    if not images:
         return skip(memory, f"the image of model {champion.model_version} is not there yet")
+    digest = images[-1]
     if memory.digest != digest:
         memory = replace(memory, digest=digest, attempts=0, settled="")
     if memory.settled:
@@ -120,7 +120,8 @@ def champion_changed(
     for run in runs:
         if run.dagster_run.status in IN_PROGRESS:
             return skip(memory, f"rollout {run.dagster_run.run_id} is {run.dagster_run.status.value.lower()}")
-    outcome = look_back(context.instance, memory, [run for run in runs if run.storage_id > memory.since])
+    later = [run for run in runs if run.storage_id > memory.since]
+    outcome = look_back(context.instance, memory, later, former=images[:-1])
     if outcome.settled:
         return skip(replace(memory, settled=outcome.settled), f"model {champion.model_version}: {outcome.settled}")
     due = max(outcome.ended, memory.asked) + pause(memory.attempts)
@@ -152,15 +153,20 @@ def digest_of(run: dg.RunRecord) -> str:
         return ""
 
 
-def look_back(instance: dg.DagsterInstance, memory: Memory, runs: Sequence[dg.RunRecord]) -> Outcome:
-    """What the ended runs, the newest first, have come to for the digest in memory."""
+def look_back(
+    instance: dg.DagsterInstance, memory: Memory, runs: Sequence[dg.RunRecord], former: Collection[str]
+) -> Outcome:
+    """What the ended runs, the newest first, have come to for the digest in memory.
+
+    `former` are the same model's images on earlier runtimes.
+    """
     for run in runs:
         digest, status = digest_of(run), run.dagster_run.status
         name = f"rollout {run.dagster_run.run_id}"
         if digest != memory.digest:
-            model = run.dagster_run.tags.get("model_version")
-            is_own = model is not None and model == memory.champion.partition(" ")[0]  # on its former runtime
-            if status == dg.DagsterRunStatus.SUCCESS and not is_own:
+            if status == dg.DagsterRunStatus.SUCCESS:
+                if digest in former and not memory.attempts:
+                    return Outcome()  # the fleet runs this model, so its new image is wanted
                 return Outcome(settled=f"a person rolled {digest} since it was promoted ({name})")
         elif memory.attempts and status == dg.DagsterRunStatus.CANCELED:
             return Outcome(settled=f"a person cancelled {name}")

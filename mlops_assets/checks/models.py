@@ -7,6 +7,7 @@ from typing import Final
 import dagster as dg
 
 from mlops_assets.assets.candidate_model import data_versions, fingerprint
+from mlops_assets.assets.deployed_image import recorded_image
 from mlops_assets.assets.promoted_model import ledger, production_champion
 from mlops_assets.assets.quality import Judgement
 from mlops_assets.checks.clicks import day_by_day
@@ -43,13 +44,14 @@ def image_carries_champion(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, images: dg.ResourceParam[Images]
 ) -> dg.AssetCheckResult:
     """The image of the day's champion can be pulled, and the model in it is the champion."""
-    entries = ledger(lake.lake())
+    store = lake.lake()
+    entries = ledger(store)
 
     def judge(day: str) -> Judgement:
         champion = champion_as_of(entries, day)
         if champion is None:
             return True, {"champion": None, "digest": None, "problem": None}
-        digest = images.find(champion.model_version)
+        digest = recorded_image(store, champion.model_version)
         found = {"champion": champion.model_version, "digest": digest}
         if digest is None:
             return False, {**found, "problem": "there is no image of it"}
@@ -64,12 +66,11 @@ def image_carries_champion(
 
 
 @dg.asset_check(asset="inference_deployment")
-def fleet_runs_champion(
-    lake: LakeResource, images: dg.ResourceParam[Images], fleet: dg.ResourceParam[InferenceFleet]
-) -> dg.AssetCheckResult:
+def fleet_runs_champion(lake: LakeResource, fleet: dg.ResourceParam[InferenceFleet]) -> dg.AssetCheckResult:
     """What runs is the champion's image, on every replica."""
-    champion, status = production_champion(lake.lake()), fleet.status()
-    digest = champion and images.find(champion.model_version)
+    store, status = lake.lake(), fleet.status()
+    champion = production_champion(store)
+    digest = champion and recorded_image(store, champion.model_version)
     running = sorted({worker.digest for worker in status.workers})
     return dg.AssetCheckResult(
         passed=digest is not None and running == [digest] and status.ready == status.replicas,

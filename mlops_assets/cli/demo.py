@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mlops_assets.assets.deployed_image import recorded_image
 from mlops_assets.assets.promoted_model import production_champion
 from mlops_assets.automation.daily import GRAPH
 from mlops_assets.automation.rollout import rollout_config
@@ -66,7 +67,7 @@ def demo(ctx: click.Context, clicks: Path | None, form: str, home: Path | None) 
 def decide(ctx: click.Context, clicks: Path | None, form: str, home: Path, console: Console) -> dict[str, Any]:
     """Does what is still to be done, and returns the summary of all."""
     world = systems(form, home)
-    lake, landing, images = world["lake"].lake(), world["lake"].landing(), world["images"]
+    lake, landing = world["lake"].lake(), world["lake"].landing()
     if clicks:
         ctx.invoke(import_clicks, source=clicks, home=home)
     elif not landing.days():
@@ -74,11 +75,11 @@ def decide(ctx: click.Context, clicks: Path | None, form: str, home: Path, conso
             options = {"days": DRIFT_DAYS, "clicks": CLICKS, "seed": SEED, "drift": drift, "home": home}
             ctx.invoke(generate, first_day=first_day, **options)
     days = sorted(landing.days())
-    todo = [day for day in days if not is_done(lake, landing, images, day)]
+    todo = [day for day in days if not is_done(lake, landing, day)]
     report = home / "summary.json"
     if todo or not report.exists():
         served = run(world, variables(form, home), home, days, todo or days[-1:], console)
-        report.write_text(json.dumps({"days": summary(lake, images, days), "served": served}, indent=1) + "\n")
+        report.write_text(json.dumps({"days": summary(lake, days), "served": served}, indent=1) + "\n")
     else:
         console.print("Nothing changed since the last demo.")
     record: dict[str, Any] = json.loads(report.read_text())
@@ -108,7 +109,8 @@ def run(
         champion = production_champion(systems["lake"].lake())
         if champion and champion == before:
             # An earlier demo had it rolled, then stopped the fleet, so the sensor does not ask for it again.
-            config = rollout_config(systems["images"].find(champion.model_version), "the demo goes on")
+            digest = recorded_image(systems["lake"].lake(), champion.model_version) or ""
+            config = rollout_config(digest, "the demo goes on")
             server.launch_job("rollout", config=config)
         traffic = Traffic(kafka, live_clicks(days[-1], SEED))
         with traffic.counted():
@@ -133,11 +135,12 @@ def run(
 
 def await_champion(systems: Mapping[str, Any], console: Console) -> bool:
     """Waits until the sensor has rolled the fleet onto the champion; False if there is no champion."""
-    champion = production_champion(systems["lake"].lake())
+    lake = systems["lake"].lake()
+    champion = production_champion(lake)
     if champion is None:
         console.print("No model is good enough to be served yet.")
         return False
-    digest = systems["images"].find(champion.model_version)
+    digest = recorded_image(lake, champion.model_version) or ""
     deadline = time.monotonic() + ROLL_SECONDS
     with console.status(f"waiting for the sensor to roll the fleet onto model {champion.model_version}"):
         while time.monotonic() < deadline:

@@ -9,18 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mlops_assets.assets.candidate_model import data_versions
+from mlops_assets.assets.deployed_image import recorded_image
 from mlops_assets.assets.promoted_model import ledger
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import champion_as_of, verdict_of
-from mlops_assets.resources.images import Images
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
 
 COLUMNS = ("candidate_auc", "champion_auc", "p_ttest", "p_paired")
 
 
-def is_done(lake: Lake, landing: Landing, images: Images, day: str) -> bool:
+def is_done(lake: Lake, landing: Landing, day: str) -> bool:
     """Whether every asset of the day is made of what lies in the landing area now."""
     raw, features = lake.manifest(RAW_CLICKS, day), lake.manifest(TRAINING_SET, day)
     if raw is None or features is None:
@@ -32,10 +32,10 @@ def is_done(lake: Lake, landing: Landing, images: Images, day: str) -> bool:
     if verdict is None or verdict.data_versions != data_versions(lake, day):
         return False
     champion = champion_as_of(entries, day)
-    return champion is None or images.find(champion.model_version) is not None
+    return champion is None or recorded_image(lake, champion.model_version) is not None
 
 
-def summary(lake: Lake, images: Images, days: Iterable[str]) -> list[dict[str, Any]]:
+def summary(lake: Lake, days: Iterable[str]) -> list[dict[str, Any]]:
     """A plain record per day: rows, AUCs, p-values, verdict, champion and image."""
     entries = ledger(lake)
     result = []
@@ -52,7 +52,7 @@ def summary(lake: Lake, images: Images, days: Iterable[str]) -> list[dict[str, A
                 **numbers,
                 "promoted": verdict.promoted,
                 "champion": champion and champion.model_version,
-                "image": champion and images.find(champion.model_version),
+                "image": champion and recorded_image(lake, champion.model_version),
                 "reason": verdict.reason,
             }
         )

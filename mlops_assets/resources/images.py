@@ -159,6 +159,10 @@ class Images(dg.ConfigurableResource[None], ABC):
         annotations: dict[str, str] = self._manifest(digest).get("annotations", {})
         return annotations
 
+    def runtime_digest(self) -> str | None:
+        """The digest of the runtime image as it is now; None where models are stored without one."""
+        return self._base().annotations.get(BASE_DIGEST)
+
     def require(self, digest: str) -> dict[str, str]:
         """As `describe`, of an image that is there with all its parts. Raises ImageError naming what is missing."""
         return self.describe(digest)

@@ -9,6 +9,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 
 from mlops_assets.assets import deployed_image
+from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.promoted_model import ledger, production_champion, record
 from mlops_assets.automation import override as override_module
 from mlops_assets.automation.late_data import late_data
@@ -59,7 +60,7 @@ def promote(home: Path, day: str, seed: int) -> str:
         verdict={"candidate_auc": 0.9},
     )
     record(systems["lake"].lake(), systems["mlflow"], entry)
-    systems["images"].publish(folder, {})
+    record_image(systems["lake"].lake(), candidate.version, systems["images"].publish(folder, {}))
     return candidate.version
 
 

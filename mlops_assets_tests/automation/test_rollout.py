@@ -12,30 +12,19 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.inference_deployment import inference_deployment
 from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import rollout
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry
-from mlops_assets.resources.images import Base, Images
 from mlops_assets.resources.inference import FleetError, FleetStatus, InferenceFleet, Rollout
 from mlops_assets.resources.lake import LakeResource
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+RENEWED = "sha256:" + "f" * 64
 MODELS = {"model-a": A, "model-b": B}
 HOUR = 3600.0
-
-
-class Store(Images):
-    """A store that holds the images of MODELS."""
-
-    def find(self, model_version: str) -> str | None:
-        return MODELS.get(model_version)
-
-    def _base(self) -> Base:
-        raise NotImplementedError
-
-    _manifest = _blob = _put_blob = _put_manifest = _base  # type: ignore[assignment]
 
 
 class Fleet(InferenceFleet):
@@ -69,7 +58,7 @@ class World:
 
     def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
         self.lake, self.instance = LakeResource(root=str(home / "lake")), instance
-        self.resources: dict[str, Any] = {"lake": self.lake, "images": Store(), "fleet": Fleet()}
+        self.resources: dict[str, Any] = {"lake": self.lake, "fleet": Fleet()}
         self.definitions = dg.Definitions(
             assets=[inference_deployment],
             jobs=[rollout.rollout],
@@ -96,6 +85,8 @@ class World:
             champion_after=model,
         )
         self.store.append_record(LEDGER, entry.key, entry.as_dict())
+        if model in MODELS:
+            record_image(self.store, model, MODELS[model])
 
     def tick(self) -> list[dg.RunRequest]:
         needed = {name: self.resources[name] for name in rollout.champion_changed.required_resource_keys}
@@ -254,6 +245,43 @@ def test_the_cursor_of_an_earlier_version_is_understood(world: World, before: An
     assert world.turn(ROLLED) == [A] * asked
     world.promote("model-b", "2017-11-07")
     assert world.turn(ROLLED, ROLLED) == [B]
+
+
+def test_the_champions_image_on_a_new_runtime_is_rolled_too(world: World) -> None:
+    world.promote("model-a", "2017-11-06")
+    assert world.turn(ROLLED, ROLLED) == [A]
+    record_image(world.store, "model-a", RENEWED)
+    assert world.turn(PULL, ROLLED, ROLLED) == [RENEWED, RENEWED]
+    record_image(world.store, "model-a", A)  # back to the former runtime
+    assert world.turn(ROLLED, ROLLED) == [A]
+
+
+def test_a_new_runtime_does_not_undo_a_persons_way_back(world: World) -> None:
+    world.promote("model-a", "2017-11-06")
+    world.promote("model-b", "2017-11-07")
+    assert world.turn(ROLLED) == [B]
+    OUTCOMES[:] = [ROLLED]
+    assert world.by_hand(A).success
+    record_image(world.store, "model-b", RENEWED)
+    assert world.turn(ROLLED, ROLLED) == []
+
+
+def test_a_person_may_go_back_to_the_former_runtime(world: World) -> None:
+    world.promote("model-a", "2017-11-06")
+    assert world.turn(ROLLED) == [A]
+    record_image(world.store, "model-a", RENEWED)
+    assert world.turn(PULL) == [RENEWED]
+    OUTCOMES[:] = [UNCHANGED]
+    assert world.by_hand(A).success
+    assert world.turn(ROLLED, ROLLED) == []
+
+
+def test_a_champion_whose_image_is_not_there_yet_waits(world: World) -> None:
+    world.promote("model-c", "2017-11-06")
+    assert world.turn(ROLLED) == []
+    assert "the image of model model-c is not there yet" in world.said
+    record_image(world.store, "model-c", A)
+    assert world.turn(ROLLED, ROLLED) == [A]
 
 
 def test_without_a_kafka_it_is_said_and_skipped(world: World) -> None:

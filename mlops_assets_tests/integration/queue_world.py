@@ -13,7 +13,7 @@ import dagster as dg
 from mlops_assets.assets.inference_deployment import inference_deployment
 from mlops_assets.automation.override import override
 from mlops_assets.automation.rollout import rollout
-from mlops_assets.resources.inference import FleetStatus, InferenceFleet, Rollout
+from mlops_assets.resources.inference import FleetStatus, InferenceFleet, Rollout, Unjudged
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.resources.oci_layout import OciLayout
@@ -53,11 +53,11 @@ def promotion(context: dg.AssetExecutionContext) -> None:
 class Fleet(InferenceFleet):
     """A fleet that rolls as long as the test wants."""
 
-    def roll(self, digest: str, deadline_seconds: float) -> Rollout:
+    def roll(self, digest: str, deadline_seconds: float, unjudged: Unjudged | None = None) -> Rollout:
         work("rollout", digest)
         return Rollout("rolled", digest, None, "", 0.0)
 
-    def status(self) -> FleetStatus:
+    def status(self, patience_seconds: float | None = None) -> FleetStatus:
         return FleetStatus(None, replicas=0, workers=(), rolling=False, last_rollout=None)
 
     def recover(self) -> Rollout | None:

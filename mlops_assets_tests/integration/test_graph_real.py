@@ -35,7 +35,7 @@ def backfill(home: Path, systems: dict[str, Any], variables: dict[str, str]) -> 
 def story(lake: Lake, images: Any) -> list[Any]:
     """What was decided and built, without what must differ: the time, and the ids of runs."""
     decided = [{**entry.as_dict(), **dict.fromkeys(VOLATILE)} for entry in ledger(lake)]
-    return [*summary(lake, images, DAYS), *decided]
+    return [*summary(lake, DAYS), *decided]
 
 
 def test_the_graph_on_real_servers_decides_what_it_decides_on_folders(
@@ -51,7 +51,7 @@ def test_the_graph_on_real_servers_decides_what_it_decides_on_folders(
     for dataset in ("raw_clicks", "training_set"):
         assert [there.manifest(dataset, day) for day in DAYS] == [here.manifest(dataset, day) for day in DAYS]
     assert story(there, on_servers["images"]) == story(here, on_folders["images"])
-    assert all(is_done(there, on_servers["lake"].landing(), on_servers["images"], day) for day in DAYS)
+    assert all(is_done(there, on_servers["lake"].landing(), day) for day in DAYS)
     assert not (homes[1] / "lake").exists(), "nothing but S3 holds data"
 
     champion = production_champion(there)
