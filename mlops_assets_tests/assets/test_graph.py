@@ -172,6 +172,7 @@ def test_a_day_that_fails_its_blocking_check_costs_no_other_day(tmp_path: Path) 
     assert Lake(str(tmp_path / "lake")).days("training_set") == [DAYS[0], DAYS[2]]
 
 
+@pytest.mark.integration
 def test_a_window_with_a_missing_day_trains_on_the_others_and_a_day_without_verdict_is_passed_over(
     world: World, tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_server_that_fails_once_is_no_verdict_on_a_day(tmp_path: Path, monkeyp
         assert len(answers) == 8, "what is no server's failure is not tried again"
 
 
+@pytest.mark.integration
 def test_later_candidates_that_would_come_out_otherwise_are_shown_as_stale(world: World, tmp_path: Path) -> None:
     for day in DAYS:
         target = tmp_path / "lake" / "landing" / f"{day}.csv.gz"
