@@ -13,7 +13,16 @@ from mlops_assets.assets.promoted_model import promoted_model
 from mlops_assets.assets.raw_clicks import raw_clicks
 from mlops_assets.assets.training_set import training_set
 from mlops_assets.assets.training_window import training_window
-from mlops_assets.automation import daily, late_data, observe_fleet, override, reap_clusters, rollout, tell_people
+from mlops_assets.automation import (
+    accept,
+    daily,
+    late_data,
+    observe_fleet,
+    override,
+    reap_clusters,
+    rollout,
+    tell_people,
+)
 from mlops_assets.checks import clicks, models
 from mlops_assets.resources.environment import resources
 
@@ -36,6 +45,7 @@ defs = dg.Definitions(
         late_data.observe_landing,
         rollout.rollout,
         override.override,
+        accept.accept_day,
         observe_fleet.observe_fleet,
         observe_fleet.check_fleet,
         reap_clusters.reap_clusters,

@@ -11,6 +11,7 @@ from mlops_assets.assets import metadata, quality
 from mlops_assets.assets.candidate_model import holdout
 from mlops_assets.assets.promoted_model import ledger
 from mlops_assets.assets.quality import Judgement
+from mlops_assets.assets.thresholds import THRESHOLDS
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
@@ -19,9 +20,6 @@ from mlops_assets.modelling.ledger import champion_as_of
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
-
-USUAL_LABEL_RATE: Final = (0.0002, 0.02)
-USUAL_DUPLICATES: Final = 0.05
 
 
 def day_by_day(
@@ -59,7 +57,7 @@ def day_by_day(
 
 @dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
 def no_line_lost(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """Lines in = rows out + lines quarantined."""
+    """Lines of the landing file, counted by themselves = rows out + lines quarantined."""
 
     return day_by_day(context, lambda day: quality.no_line_lost(lake.lake(), day))
 
@@ -71,10 +69,24 @@ def label_is_a_label(context: dg.AssetCheckExecutionContext, lake: LakeResource)
     return day_by_day(context, lambda day: quality.label_is_a_label(lake.lake(), day))
 
 
+@dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
+def day_has_installs(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """At least one click led to an install, or a person accepted the day without."""
+
+    return day_by_day(context, lambda day: quality.BLOCKING[RAW_CLICKS]["day_has_installs"](lake.lake(), day))
+
+
+@dg.asset_check(asset="raw_clicks", partitions_def=daily, blocking=True)
+def day_is_whole(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Half of the usual clicks at least, and no hour without, or a person accepted the day as it is."""
+
+    return day_by_day(context, lambda day: quality.BLOCKING[RAW_CLICKS]["day_is_whole"](lake.lake(), day))
+
+
 @dg.asset_check(asset="raw_clicks", partitions_def=daily)
 def label_rate_is_usual(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The share of installs is near that of other days."""
-    low, high = USUAL_LABEL_RATE
+    low, high = THRESHOLDS.usual_installs_from, THRESHOLDS.usual_installs_to
 
     def judge(day: str) -> Judgement:
         rate = quality.label_rate(lake.lake(), day)
@@ -90,7 +102,10 @@ def few_duplicates(context: dg.AssetCheckExecutionContext, lake: LakeResource) -
     def judge(day: str) -> Judgement:
         manifest = lake.lake().require(RAW_CLICKS, day)
         numbers = {name: manifest.metadata[name] for name in ("duplicates", "out_of_order")}
-        return manifest.metadata["duplicates"] <= USUAL_DUPLICATES * manifest.rows, {"clicks": manifest.rows, **numbers}
+        return manifest.metadata["duplicates"] <= THRESHOLDS.most_duplicates * manifest.rows, {
+            "clicks": manifest.rows,
+            **numbers,
+        }
 
     return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
 
@@ -128,6 +143,8 @@ def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource,
 checks: Final = [
     no_line_lost,
     label_is_a_label,
+    day_has_installs,
+    day_is_whole,
     label_rate_is_usual,
     few_duplicates,
     every_click_has_features,

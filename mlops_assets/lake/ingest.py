@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlops_assets.clicks import csv
 from mlops_assets.clicks.clock import Clock, Now
@@ -23,8 +24,8 @@ from mlops_assets.lake.store import Lake
 from mlops_assets.lake.tables import RAW_CLICKS, raw_rows
 
 DATASET: Final = "raw_clicks"
-INGEST_VERSION: Final = "1"
-"""Raise it when the same file makes other rows: every day is then ingested again."""
+INGEST_VERSION: Final = "2"
+"""Raise it when the same file makes other rows or other metadata: every day is then ingested again."""
 
 HOURS_OVER: Final = "hours_over"
 """In a manifest's metadata: pairs of an arrival number and a time, in epoch seconds. From there on the hours that ended
@@ -47,6 +48,7 @@ class _Tally:
     installs: int = 0
     out_of_order: int = 0
     latest: int = 0
+    by_hour: NDArray[np.int64] = field(default_factory=lambda: np.zeros(24, dtype=np.int64))
     reasons: Counter[str] = field(default_factory=Counter)
     first_rejected: str = ""
     duplicates: Duplicates = field(default_factory=Duplicates)
@@ -61,6 +63,7 @@ class _Tally:
                 self.hours_over.append([self.clicks + end, now.over])
         self.clicks += len(clicks)
         self.installs += int(np.sum(clicks.label == 1))
+        self.by_hour += np.bincount(clicks.time % SECONDS_PER_DAY // SECONDS_PER_HOUR, minlength=24)
         latest = np.maximum.accumulate(np.concatenate(([self.latest], clicks.time)))
         self.out_of_order += int(np.count_nonzero(clicks.time < latest[:-1]))
         self.latest = int(latest[-1])
@@ -78,6 +81,7 @@ class _Tally:
             "rows_in": self.clicks + self.reasons.total(),
             "quarantined": dict(sorted(self.reasons.items())),
             "installs": self.installs,
+            "clicks_by_hour": self.by_hour.tolist(),
             "duplicates": self.duplicates.count(),
             "out_of_order": self.out_of_order,
             HOURS_OVER: self._hours_over(),

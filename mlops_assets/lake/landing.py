@@ -16,7 +16,7 @@ from datetime import date
 from types import TracebackType
 from typing import IO, Final, Self
 
-from mlops_assets.clicks.csv import TRAIN_COLUMNS
+from mlops_assets.clicks.csv import BLOCK, TRAIN_COLUMNS
 from mlops_assets.lake.storage import Storage, open_storage
 
 FOLDER: Final = "landing"
@@ -61,6 +61,17 @@ class Landing:
     def open(self, day: str) -> LandingReader:
         """A day's CSV, decompressed while it is read. Raises FileNotFoundError."""
         return LandingReader(self.storage.open_input(_key(day)))
+
+    def lines(self, day: str) -> int:
+        """How many lines follow the header, counted without the parser; the last one may lack its end.
+
+        Raises FileNotFoundError, and EOFError or gzip.BadGzipFile for a damaged file.
+        """
+        ends, last = 0, b"\n"
+        with self.open(day) as file:
+            while block := file.read(BLOCK):
+                ends, last = ends + block.count(b"\n"), block[-1:]
+        return max(0, ends + (last != b"\n") - 1)
 
     def stage(self, day: str, draft: str = "") -> Staged:
         """Begins a day's file. A context manager, at whose end what was not published is deleted.

@@ -257,7 +257,7 @@ def test_a_stale_candidate_is_not_judged(world: World, tmp_path: Path) -> None:
     """The training set changed, the candidate was not trained again: the message names the remedy."""
     for name in ("lake", "mlflow"):
         subprocess.run(["cp", "-r", str(world.home / name), str(tmp_path / name)], check=True)
-    land(tmp_path, DAYS[1], 5_000, seed=8)
+    land(tmp_path, DAYS[1], 20_000, seed=8)
     with dg.DagsterInstance.ephemeral() as instance:
         assert run(tmp_path, instance, CLICKS_ASSETS, [DAYS[1]]).success
         result = run(tmp_path, instance, ["promoted_model"], [DAYS[1]])
