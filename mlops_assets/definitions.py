@@ -23,7 +23,7 @@ from mlops_assets.automation import (
     rollout,
     tell_people,
 )
-from mlops_assets.checks import clicks, models
+from mlops_assets.checks import clicks, freshness, models
 from mlops_assets.resources.environment import resources
 
 defs = dg.Definitions(
@@ -38,7 +38,7 @@ defs = dg.Definitions(
         inference_deployment,
         batch_predictions,
     ],
-    asset_checks=[*clicks.checks, *models.checks],
+    asset_checks=[*clicks.checks, *models.checks, *freshness.checks],
     jobs=[
         daily.daily_graph,
         daily.daily_predictions,
@@ -46,6 +46,7 @@ defs = dg.Definitions(
         rollout.rollout,
         override.override,
         accept.accept_day,
+        freshness.check_freshness,
         observe_fleet.observe_fleet,
         observe_fleet.check_fleet,
         reap_clusters.reap_clusters,
@@ -54,6 +55,7 @@ defs = dg.Definitions(
         *daily.schedules,
         late_data.observe_landing_hourly,
         *observe_fleet.schedules,
+        freshness.check_freshness_daily,
         *reap_clusters.schedules,
     ],
     sensors=[late_data.late_data, rollout.champion_changed, tell_people.tell_people],

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -187,7 +186,6 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
     kinds={"scipy", "mlflow"},
     code_version=CODE_VERSION,
     pool="promotion",
-    freshness_policy=dg.FreshnessPolicy.cron("0 9 * * *", lower_bound_delta=timedelta(hours=9)),
     description="The verdict of the day and the champion as of it. Both models are scored on the same clicks; the "
     " candidate is promoted if its mean bootstrap ROC-AUC reaches the floor and the t-test on the replicates, "
     "the paired test and the paired bootstrap interval over ips all find it better, by the minimum gain at least. "

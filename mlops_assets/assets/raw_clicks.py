@@ -1,7 +1,5 @@
 """Landing file to typed, validated clicks."""
 
-from datetime import timedelta
-
 import dagster as dg
 
 from mlops_assets.assets import metadata
@@ -33,7 +31,6 @@ COLUMNS = {
     owners=metadata.OWNERS,
     kinds={"python", "parquet"},
     code_version=INGEST_VERSION,
-    freshness_policy=dg.FreshnessPolicy.cron("0 9 * * *", lower_bound_delta=timedelta(hours=9)),
     metadata={"dagster/column_schema": metadata.column_schema(RAW_CLICKS, COLUMNS)},
     description="A day's clicks, typed and validated. A line that is no click of the day is kept in a quarantine file "
     "beside the partition with its reason: lines in = rows out + rows quarantined.",
