@@ -31,6 +31,9 @@ class Thresholds:
     most_duplicates: float = 0.05
     """The share of clicks that repeat an earlier one in every column."""
 
+    most_drift: float = 0.25
+    """Population stability index of a feature from which on its distribution is called shifted, as is common."""
+
     champion_days: float = 30
     """A champion that was promoted more days ago is old."""
 

@@ -15,7 +15,7 @@ from mlops_assets.assets.thresholds import THRESHOLDS
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
-from mlops_assets.modelling.evaluation import DRIFTED, psi
+from mlops_assets.modelling.evaluation import psi
 from mlops_assets.modelling.ledger import champion_as_of
 from mlops_assets.partitions import daily
 from mlops_assets.resources.lake import LakeResource
@@ -119,7 +119,7 @@ def every_click_has_features(context: dg.AssetCheckExecutionContext, lake: LakeR
 
 @dg.asset_check(asset="training_set", partitions_def=daily)
 def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.AssetCheckResult:
-    """Each feature is distributed as in the data the day's champion was trained on (PSI below 0.25)."""
+    """Each feature is distributed as in the data the day's champion was trained on, by its PSI."""
     entries = ledger(lake.lake())
 
     def judge(day: str) -> Judgement:
@@ -135,7 +135,10 @@ def no_feature_drift(context: dg.AssetCheckExecutionContext, lake: LakeResource,
         }
         worst = max(shifts, key=lambda name: shifts[name])
         numbers = {"champion": champion.model_version, "worst feature": worst, "worst PSI": shifts[worst]}
-        return shifts[worst] < DRIFTED, {**numbers, **{f"PSI {name}": value for name, value in shifts.items()}}
+        return shifts[worst] < THRESHOLDS.most_drift, {
+            **numbers,
+            **{f"PSI {name}": value for name, value in shifts.items()},
+        }
 
     return day_by_day(context, judge, dg.AssetCheckSeverity.WARN)
 

@@ -222,15 +222,11 @@ def _shares(
     return np.asarray(counts / counts.sum())
 
 
-DRIFTED: Final = 0.25
-"""Population stability index from which on a distribution is commonly called shifted; below 0.1 it is called stable."""
-
-
 def psi(reference: dict[str, list[float]], values: ArrayLike, weight: NDArray[np.float64]) -> float:
     """Population stability index of one feature's values against its histogram: sum of (a - e) ln(a / e).
 
-    `weight` (n,) is how many clicks each value stands for. An empty bin counts as a share of 0.0001. Raises ValueError
-    without values.
+    `weight` (n,) is how many clicks each value stands for. Below 0.1 is commonly read as stable, above 0.25 as drifted.
+    An empty bin counts as a share of 0.0001. Raises ValueError without values.
     """
     values = np.asarray(values, dtype=np.float32)
     if not len(values):

@@ -148,7 +148,7 @@ def test_a_day_above_the_cap_looks_as_the_whole_day_does() -> None:
     histogram = evaluation.reference(features, np.ones(len(features)))["ip_count"]
     column = capped.features[:, 6]
     assert evaluation.psi(histogram, column, capped.weight) < 0.02
-    assert evaluation.psi(histogram, column, np.ones(len(capped))) > evaluation.DRIFTED, "which is a false alarm"
+    assert evaluation.psi(histogram, column, np.ones(len(capped))) > 0.25, "which is a false alarm"
 
     probability = true_probability(features)
     whole = evaluation.calibration(label, probability, np.ones(len(label)), groups=5)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from mlops_assets.clicks.features import FEATURES, RunningCounts, features
 from mlops_assets.clicks.schema import Clicks
 from mlops_assets.inference.model import Model
 from mlops_assets.modelling import training
+from mlops_assets.modelling.candidates import CANDIDATES
 from mlops_assets.modelling.evaluation import evaluate
 from mlops_assets.modelling.sample import Batch, Sample, sample
 from mlops_assets.modelling.training import NothingToLearn, train_candidate
@@ -92,6 +94,31 @@ def test_trees_win_where_the_law_is_beyond_a_logistic_regression() -> None:
     assert candidate.algorithm != "LogisticRegression"
     chosen = candidate.description["selection"]
     assert chosen[candidate.algorithm] > chosen["LogisticRegression"] + 0.05
+
+
+@pytest.mark.parametrize(("ips", "chosen"), [(1, "LogisticRegression"), (400, "HistGradientBoosting")])
+def test_a_later_algorithm_has_to_be_better_on_many_ips(ips: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gain is the same either way: the installs that it finds come from one ip, or from as many as there are."""
+    data, random = window(4_000), np.random.default_rng(3)
+    data.features[:, :2] = random.random((len(data), 2))
+    found = np.flatnonzero(random.random(len(data)) < 0.05)
+    data.label[:], data.label[found] = random.random(len(data)) < 0.05, 1
+    data.features[found, 1] = 1
+    data.ip[found] = 10**6 + np.arange(len(found)) % ips
+
+    class Fitted:
+        def __init__(self, column: int) -> None:
+            self.column = column
+
+        def predict_proba(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+            score = features[:, self.column].astype(np.float64)
+            return np.column_stack([1 - score, score])
+
+    names = list(CANDIDATES)
+    monkeypatch.setattr(training, "fit", lambda name, *_: Fitted(min(names.index(name), 1)))
+    algorithm, scores, _ = training._select(data, seed=1)
+    assert scores["HistGradientBoosting"] > scores["LogisticRegression"] + 0.1
+    assert algorithm == chosen
 
 
 @pytest.mark.parametrize("label", [0, 1])
