@@ -164,8 +164,8 @@ def test_a_failed_run_is_told_once_with_its_reason_a_link_and_what_to_do(world: 
     assert "hidden" not in text
 
 
-def test_what_happened_before_anybody_was_to_be_told_is_not(tmp_path: Path, people: Endpoint, world: World) -> None:
-    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+def test_what_happened_before_anybody_was_to_be_told_is_not(people: Endpoint, world: World) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
         world.instance = instance
         world.run("", ["some_model"], days=DAYS[:1])
         world.decide(DAYS[0], "old")
