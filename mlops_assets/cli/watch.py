@@ -63,7 +63,7 @@ class Watch:
         """What the terminal shows."""
         (begin, before), (end, after) = self._seen[0], self._seen[-1]
         rate = (after - before) / (end - begin) if end > begin else 0.0
-        facts = Table("predictions", "a second", "waiting", "dead letters", "mean P(install)", "label 1", "models")
+        facts = Table("predictions", "a second", "not yet answered", "dead letters", "mean P(install)", "label 1", "models")
         mean = f"{self.probability / self.clicks:.6f}" if self.clicks else "-"
         models = ", ".join(f"{version}: {n:,}" for version, n in self.models.items()) or "-"
         facts.add_row(
@@ -89,8 +89,10 @@ class Watch:
         return ends[1] if ends else 0
 
     def _lag(self) -> int:
+        # In this order: clicks that arrive between the two questions, one a partition, are no backlog.
+        ends = [self._end(where) for where in self._input]
         committed = self._consumer.committed(self._input, timeout=TIMEOUT)
-        return sum(self._end(where) - max(0, where.offset) for where in committed)
+        return sum(max(0, end - max(0, where.offset)) for end, where in zip(ends, committed, strict=True))
 
 
 @click.command()

@@ -150,6 +150,8 @@ class Settings:
     batch_clicks: int
     commit_interval: float
     """Seconds of clicks in one transaction: what it adds to the latency, and divides a commit's cost by."""
+    start_from: str
+    """Where to begin if Kafka has lost the offsets though clicks were answered: earliest, latest; empty: nowhere."""
     session_timeout_ms: int
     transaction_timeout_ms: int
 
@@ -171,11 +173,19 @@ class Settings:
             metrics_port=reader.number("METRICS_PORT", 9091, 0, 65_535),
             batch_clicks=reader.number("BATCH_CLICKS", 8_000, 1, 100_000),
             commit_interval=reader.number("COMMIT_INTERVAL_MS", 200, 1, 10_000) / 1_000,
+            start_from=reader.text("START_FROM").lower(),
             session_timeout_ms=reader.number("SESSION_TIMEOUT_MS", 6_000, 1_000, 300_000),
             transaction_timeout_ms=reader.number("TRANSACTION_TIMEOUT_MS", 10_000, 1_000, 900_000),
         )
+        if settings.start_from not in ("", "earliest", "latest"):
+            reader.problems.append(f"START_FROM={settings.start_from!r} is neither earliest nor latest")
         topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
         if len(set(topics)) < len(topics):
             reader.problems.append(f"INPUT_TOPIC, OUTPUT_TOPIC and DEAD_LETTER_TOPIC must differ: {', '.join(topics)}")
+        if 2_000 * settings.commit_interval > settings.transaction_timeout_ms:
+            reader.problems.append(
+                f"COMMIT_INTERVAL_MS={1_000 * settings.commit_interval:.0f} is more than half of "
+                f"TRANSACTION_TIMEOUT_MS={settings.transaction_timeout_ms}: Kafka would abort what waits for the commit"
+            )
         reader.done()
         return settings

@@ -18,6 +18,30 @@ CONNECT_SECONDS: Final = 30
 CALL_SECONDS: Final = 5
 STALL_SECONDS: Final = 90
 """A worker that has not asked for messages for so long is stuck: Kafka gives its partitions to others."""
+ASSIGN_SECONDS: Final = 75
+"""How long a new partition's offsets are waited for: a lost worker's transaction must end, or a leader be elected."""
+PASSING: Final = (
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TIMED_OUT_QUEUE,
+    KafkaError._WAIT_COORD,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+)
+"""What passes by itself. librdkafka's own word for it, `retriable()`, is said of transactional calls only."""
 AUTHENTICATION: Final = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)
 
 
@@ -97,7 +121,7 @@ class Connection:
             "heartbeat.interval.ms": self._settings.session_timeout_ms // 3,
             "max.poll.interval.ms": 1_000 * STALL_SECONDS,
             "isolation.level": "read_committed",
-            "auto.offset.reset": "earliest",
+            "auto.offset.reset": "error",  # never back to the beginning by itself
             "enable.auto.commit": False,
             # What is fetched ahead: librdkafka needs half a kilobyte for a click of sixty bytes.
             "fetch.queue.backoff.ms": 10,
@@ -105,6 +129,11 @@ class Connection:
             "queued.max.messages.kbytes": 5_120,
             "max.partition.fetch.bytes": 131_072,
         }
+
+
+def passing(error: KafkaError) -> bool:
+    """Whether it is worth while to try again."""
+    return error.retriable() or error.code() in PASSING
 
 
 def patiently(call: Callable[[], object], seconds: float) -> None:
@@ -116,6 +145,6 @@ def patiently(call: Callable[[], object], seconds: float) -> None:
             return
         except KafkaException as exception:
             error = exception.args[0]
-            if not error.retriable() or error.txn_requires_abort() or error.fatal() or time.monotonic() > deadline:
+            if not passing(error) or error.txn_requires_abort() or error.fatal() or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

@@ -70,6 +70,7 @@ class Delivery:
         self.turn = threading.Lock()
         """Held by the thread that computes: two that both want Python pass its lock to and fro, all the time."""
         self._era = 0
+        self._began = 0.0
         self._refused: KafkaError | None = None
         self._error: BaseException | None = None
         self.trouble = ""
@@ -164,6 +165,7 @@ class Delivery:
     def _attempt(self, batches: Iterable[_Batch], taken: list[_Batch]) -> bool:
         """One transaction with all the batches; False, and nothing committed, if some were discarded meanwhile."""
         self._refused = None
+        self._began = time.monotonic()
         self._producer.begin_transaction()
         for batch in batches:
             self._produce(batch.outcome)
@@ -215,6 +217,9 @@ class Delivery:
 
     def _explain(self, error: KafkaError) -> str:
         if error.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH):
+            # Kafka fences a producer too whose transaction it has aborted because it took too long.
+            if time.monotonic() - self._began > 0.9 * self._patience:
+                return f"a transaction took longer than TRANSACTION_TIMEOUT_MS: {error.str()}"
             return f"another worker took over the id {self._settings.worker_id!r} (WORKER_ID): {error.str()}"
         topics = f"{self._settings.output_topic}, {self._settings.dead_letter_topic}"
         return f"answers cannot be written to {topics}: {error.str()}"

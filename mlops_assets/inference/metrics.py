@@ -47,6 +47,10 @@ class Metrics:
         self.replayed = Counter("inference_replayed", "Messages counted again to rebuild the counts", registry=registry)
         self.late = Counter("inference_late_clicks", "Clicks too late for their hour", registry=registry)
         self.ahead = Counter("inference_ahead_clicks", "Clicks hours ahead of their partition", registry=registry)
+        self.lost = Counter(
+            "inference_lost_messages", "Deleted from the input before they were answered", registry=registry
+        )
+        self.short = Counter("inference_short_replays", "Counts rebuilt without their beginning", registry=registry)
         self.dead = Counter("inference_dead_letters", "Messages that are no click", ["reason"], registry=registry)
         self.transactions = Counter("inference_transactions", "Transactions", ["outcome"], registry=registry)
         self.rebalances = Counter("inference_rebalances", "Changes of the assignment", ["event"], registry=registry)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops_assets.clicks.csv import TEST_COLUMNS, Parsed, parse
+from mlops_assets.clicks.csv import BOM, TEST_COLUMNS, Parsed, parse
 from mlops_assets.clicks.features import features
 from mlops_assets.clicks.schema import Clicks
 from mlops_assets.inference.model import Model
@@ -106,7 +106,7 @@ def read(values: Sequence[bytes | None]) -> tuple[Parsed, dict[int, str]]:
     own: dict[int, str] = {}
     try:
         data = b"\n".join((*values, b""))  # type: ignore[arg-type]
-        plain = data.count(b"\n") == len(values) and b"{" not in data
+        plain = data.count(b"\n") == len(values) and b"{" not in data and BOM not in data
     except TypeError:  # a message without a value
         plain = False
     if not plain:
@@ -126,7 +126,7 @@ def line(value: bytes | None) -> bytes:
     """The CSV line of a message that may be JSON. Raises ValueError with the reason why it is not one click."""
     if value is None:
         raise ValueError("no value")
-    value = value.strip(b"\r\n")
+    value = value.removeprefix(BOM).strip(b"\r\n")
     if b"\n" in value:
         raise ValueError("more than one line")
     if not value.startswith(b"{"):

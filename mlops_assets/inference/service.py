@@ -15,13 +15,15 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from mlops_assets.inference import probes
+from mlops_assets.inference.beginning import begin
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import (
+    ASSIGN_SECONDS,
     CALL_SECONDS,
-    CONNECT_SECONDS,
     STALL_SECONDS,
     Connection,
     ServiceError,
+    passing,
     patiently,
 )
 from mlops_assets.inference.delivery import Delivery
@@ -128,7 +130,7 @@ class Service:
         errors = [error for error in map(Message.error, messages) if error is not None]
         if errors:
             for error in errors:
-                if not error.retriable():
+                if not passing(error):
                     raise KafkaException(error)
             messages = [message for message in messages if message.error() is None]
         runs: dict[int, list[Any]] = {}
@@ -142,6 +144,11 @@ class Service:
         outcome, todo = Outcome([], [], [], []), []
         for number, run in runs.items():
             partition, first = self._partitions[number], 0
+            if run[0].offset() < partition.position:
+                went = f"from offset {partition.position} to {run[0].offset()}"
+                raise ServiceError(
+                    f"partition {number} went back {went} while it was read: its log was cut or made anew"
+                )
             if run[0].offset() < partition.first:
                 first = sum(message.offset() < partition.first for message in run)
                 self.metrics.replayed.inc(first)
@@ -153,12 +160,15 @@ class Service:
         self.metrics.probability.observe(scored.probability)
         self.metrics.late.inc(scored.late)
         self.metrics.ahead.inc(scored.ahead)
-        for (number, run), new in zip(runs.items(), scored.new, strict=True):
+        for (number, run), new, part in zip(runs.items(), scored.new, todo, strict=True):
             partition = self._partitions[number]
             partition.position = run[-1].offset() + 1
             if partition.position > partition.first:
                 outcome.offsets.append(self._offset(number, partition))
-                outcome.written.append((run[0].timestamp()[1] / 1_000, new))
+                oldest = run[
+                    min(part.first, len(run) - 1)
+                ]  # of the new ones: what is counted again was answered in time
+                outcome.written.append((oldest.timestamp()[1] / 1_000, new))
         numbers = list(runs)
         for (index, at), reason in scored.rejected.items():
             message = runs[numbers[index]][at]
@@ -178,26 +188,14 @@ class Service:
         if assigned:
             # Waits for what the former owner has not yet committed.
             committed: list[TopicPartition] = []
-            patiently(lambda: committed.extend(consumer.committed(assigned, timeout=CALL_SECONDS)), CONNECT_SECONDS)
+            patiently(lambda: committed.extend(consumer.committed(assigned, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
             for where in committed:
-                where.offset = self._begin(consumer, where)
+                partition = begin(consumer, where, self._settings, self._output(where.partition), self.metrics)
+                self._partitions[where.partition] = partition
+                where.offset = partition.position
             consumer.incremental_assign(committed)
         self._joined, self._connection.at_work = time.monotonic(), True
         log.info("assigned %s, now %s", sorted(p.partition for p in assigned), sorted(self._partitions))
-
-    def _begin(self, consumer: Consumer, where: TopicPartition) -> int:
-        """Where to read a partition from: back where its counts began, for what is still in the log."""
-        ends: list[int] = []
-        patiently(lambda: ends.extend(consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)), CONNECT_SECONDS)
-        low, high = ends
-        first = where.offset
-        if not 0 <= first <= high:  # never committed, or the topic was made anew
-            first = low
-        metadata = where.metadata or ""
-        replay = int(metadata) if metadata.isdecimal() else first
-        position = max(low, min(replay, first))
-        self._partitions[where.partition] = Partition(position, max(first, low))
-        return position
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("revoked").inc()
@@ -208,6 +206,7 @@ class Service:
 
     def _lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("lost").inc()
+        self._joined = None  # until it is a member again
         self._delivery.discard()
         self._drop(lost)
 

@@ -54,6 +54,18 @@ def test_what_is_missing_is_named(env: dict[str, str], reason: str) -> None:
         Kafka.from_environment(env)
 
 
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        ({"COMMIT_INTERVAL_MS": "6000"}, "COMMIT_INTERVAL_MS=6000 is more than half of TRANSACTION_TIMEOUT_MS=10000"),
+        ({"START_FROM": "beginning"}, "START_FROM='beginning' is neither earliest nor latest"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused(env: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Settings.from_environment(PLAIN | env)
+
+
 def test_a_password_file_wins_and_loses_its_line_end(tmp_path: Path) -> None:
     (tmp_path / "password").write_text("secret\n")
     env = PLAIN | {"KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_USERNAME": "u", "KAFKA_PASSWORD": "other"}

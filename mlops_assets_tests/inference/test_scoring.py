@@ -91,6 +91,14 @@ def test_json_and_line_ends_and_csv_are_one(model: Model) -> None:
     assert score(ways[4:], model, Partition(0, 0)).rejected == {(0, 0): "more than one line"}
 
 
+def test_a_byte_order_mark_is_passed_over_wherever_it_comes_in_a_batch(model: Model) -> None:
+    marked = b"\xef\xbb\xbf" + GOOD
+    for batch in ([marked, GOOD], [GOOD, marked], [marked], [GOOD, b"1,2", marked]):
+        scored = score(list(batch), model, Partition(0, 0))
+        assert len(scored.rejected) == batch.count(b"1,2")
+        assert sum(map(len, scored.answers)) == len(batch) - batch.count(b"1,2")
+
+
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: repr(bad)[:50])
 def test_what_is_no_click_is_rejected_with_its_reason_and_the_rest_answered(model: Model, bad: bytes | None) -> None:
     scored = score([GOOD, bad, GOOD.replace(b"7,", b"8,", 1)], model, Partition(0, 0))

@@ -92,6 +92,9 @@ def test_the_answers_to_a_partition_are_together(stream: NewStream) -> None:
 
 def test_a_killed_worker_loses_and_doubles_nothing(stream: NewStream) -> None:
     clicks = stream()
+    clicks.produce(
+        [(b"%d" % number, value) for number, value in enumerate(GARBAGE)]
+    )  # not to be lettered again, either
     workers = [clicks.worker(WORKER_ID="a").wait_ready(), clicks.worker(WORKER_ID="b")]
     feeding = clicks.feed(40_000)
     # What it had committed is what its successor must count again.
@@ -100,7 +103,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(stream: NewStream) -> None:
     time.sleep(0.5)
     restarted = clicks.worker(WORKER_ID="a")
     feeding.result()
-    clicks.judge()
+    clicks.judge(GARBAGE)
     restarted.wait_ready()
     assert sum(w.metric("inference_replayed_total") for w in (workers[1], restarted)) > 0
     assert [workers[1].stop(), restarted.stop()] == [0, 0]
