@@ -63,7 +63,9 @@ class Watch:
         """What the terminal shows."""
         (begin, before), (end, after) = self._seen[0], self._seen[-1]
         rate = (after - before) / (end - begin) if end > begin else 0.0
-        facts = Table("predictions", "a second", "not yet answered", "dead letters", "mean P(install)", "label 1", "models")
+        facts = Table(
+            "predictions", "a second", "not yet answered", "dead letters", "mean P(install)", "label 1", "models"
+        )
         mean = f"{self.probability / self.clicks:.6f}" if self.clicks else "-"
         models = ", ".join(f"{version}: {n:,}" for version, n in self.models.items()) or "-"
         facts.add_row(

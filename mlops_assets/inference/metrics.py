@@ -47,6 +47,9 @@ class Metrics:
         self.replayed = Counter("inference_replayed", "Messages counted again to rebuild the counts", registry=registry)
         self.late = Counter("inference_late_clicks", "Clicks too late for their hour", registry=registry)
         self.ahead = Counter("inference_ahead_clicks", "Clicks hours ahead of their partition", registry=registry)
+        self.misplaced = Counter(
+            "inference_misplaced_clicks", "Of every 16th click: those whose key is not their ip", registry=registry
+        )
         self.lost = Counter(
             "inference_lost_messages", "Deleted from the input before they were answered", registry=registry
         )

@@ -144,6 +144,15 @@ def line(value: bytes | None) -> bytes:
     return text.encode("ascii", "replace")  # what is not ASCII is no time either, so the parser rejects it
 
 
+def misplaced(key: bytes | None, value: bytes | None) -> bool:
+    """Whether a message is a click whose key is not its ip."""
+    try:
+        fields = line(value).split(b",", 2)
+    except ValueError:
+        return False
+    return len(fields) == 3 and fields[1].isdigit() and (key or b"").lstrip(b"0") != fields[1].lstrip(b"0")
+
+
 def write(clicks: Clicks, probability: NDArray[np.float32], output: NDArray[np.uint16], model: Model) -> list[Answers]:
     """One compact JSON object per click, keyed by click_id, to partition `output`; the probability has nine decimals.
 

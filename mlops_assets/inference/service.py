@@ -31,7 +31,7 @@ from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.model import Model
 from mlops_assets.inference.outcome import DeadLetter, Outcome
 from mlops_assets.inference.partition import Partition
-from mlops_assets.inference.scoring import Run, score
+from mlops_assets.inference.scoring import Run, misplaced, score
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ POLL_SECONDS: Final = 0.05
 DRAIN_SECONDS: Final = 15  # until answers under way must be committed, when partitions or the whole worker go
 IDLE_SECONDS: Final = 10  # so long without partitions means that there are more workers than partitions
 LOOK_SECONDS: Final = 5
+KEY_SAMPLE: Final = 16  # of so many clicks the key of one is looked at
+WARN_SECONDS: Final = 300
 
 
 class Service:
@@ -53,6 +55,7 @@ class Service:
         self._beat = time.monotonic()
         self._joined: float | None = None
         self._looked = 0.0
+        self._warned = float("-inf")
         self._delivery: Delivery
 
     def stop(self) -> None:
@@ -165,15 +168,28 @@ class Service:
             partition.position = run[-1].offset() + 1
             if partition.position > partition.first:
                 outcome.offsets.append(self._offset(number, partition))
-                oldest = run[
-                    min(part.first, len(run) - 1)
-                ]  # of the new ones: what is counted again was answered in time
+                oldest = run[min(part.first, len(run) - 1)]  # of the new ones: the others were answered in time
                 outcome.written.append((oldest.timestamp()[1] / 1_000, new))
+                self._check_keys(run[part.first :: KEY_SAMPLE])
         numbers = list(runs)
         for (index, at), reason in scored.rejected.items():
             message = runs[numbers[index]][at]
             outcome.dead.append(DeadLetter(numbers[index], message.offset(), message.key(), message.value(), reason))
         return replace(outcome, answers=scored.answers)
+
+    def _check_keys(self, run: Sequence[Any]) -> None:
+        """Whether producers keep what all counts rest on: that the key is the ip, so that an ip is in one partition."""
+        wrong = [message for message in run if misplaced(message.key(), message.value())]
+        if not wrong:
+            return
+        self.metrics.misplaced.inc(len(wrong))
+        if time.monotonic() - self._warned > WARN_SECONDS:
+            self._warned, first = time.monotonic(), wrong[0]
+            log.error(
+                "partition %s, offset %s: the key is %.50r and not the click's ip, so an ip's clicks are spread over "
+                "partitions, and its counts are too low. Have the producer send the ip, in decimal, as the key",
+                *(first.partition(), first.offset(), first.key()),
+            )
 
     def _output(self, number: int) -> int:
         """The partition that takes a partition's answers: an ip's stay together, and record batches are large."""

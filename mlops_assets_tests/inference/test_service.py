@@ -27,13 +27,19 @@ def message(offset: int, value: bytes | None = None) -> Any:
     """A message that was written at `offset` seconds."""
     line = b"%d,7,3,1,13,379,2017-11-10 04:00:00" % offset
     return SimpleNamespace(
-        offset=lambda: offset, value=lambda: value or line, key=lambda: b"7", timestamp=lambda: (1, 1_000 * offset)
+        offset=lambda: offset,
+        value=lambda: value or line,
+        key=lambda: b"7",
+        partition=lambda: 0,
+        timestamp=lambda: (1, 1_000 * offset),
     )
 
 
 @pytest.fixture(autouse=True)
 def plain_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlops_assets.inference.service.Message", SimpleNamespace(value=lambda message: message.value()))
+    monkeypatch.setattr(
+        "mlops_assets.inference.service.Message", SimpleNamespace(value=lambda message: message.value())
+    )
 
 
 def test_latency_is_that_of_the_oldest_new_click(service: Service) -> None:
@@ -46,6 +52,20 @@ def test_a_garbage_line_is_dead_lettered_when_it_is_new_and_not_when_it_is_count
     service._partitions[0] = Partition(0, 5)
     run = [message(offset, b"garbage" if offset in (2, 7) else None) for offset in range(10)]
     assert [dead.offset for dead in service._score({0: run}).dead] == [7]
+
+
+@pytest.mark.parametrize(("key", "wrong"), [(b"7", 0), (None, 1), (b"123", 1), (b"", 1)])
+def test_clicks_that_are_not_keyed_by_their_ip_are_counted_and_said(
+    service: Service, key: bytes | None, wrong: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    service._partitions[0] = Partition(0, 0)
+    for begin in (0, 20):
+        run = [message(offset) for offset in range(begin, begin + 20)]
+        for each in run:
+            each.key, each.partition = (lambda: key), (lambda: 0)
+        service._score({0: run})
+    assert service.metrics.registry.get_sample_value("inference_misplaced_clicks_total") == 4 * wrong
+    assert caplog.text.count("and not the click's ip") == wrong
 
 
 def test_a_partition_that_goes_back_is_not_answered_again(service: Service) -> None:
