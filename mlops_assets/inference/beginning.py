@@ -55,7 +55,7 @@ def _anew(consumer: Consumer, where: TopicPartition, settings: Settings, output:
     why = f"the committed offset {where.offset} lies behind the end of the log, {high}: it was cut, or made anew"
     if where.offset < 0:
         why = "no offset is committed: they expire when no worker comes for offsets.retention.minutes"
-        if not _answered(settings, output) or _others(consumer, settings.input_topic):
+        if not _answered(consumer, settings, output) or _others(consumer, settings.input_topic):
             log.info("partition %s is new, and begins at offset %s", number, low)
             return low
     raise ServiceError(
@@ -64,15 +64,14 @@ def _anew(consumer: Consumer, where: TopicPartition, settings: Settings, output:
     )
 
 
-def _answered(settings: Settings, output: int) -> bool:
+def _answered(consumer: Consumer, settings: Settings, output: int) -> bool:
     """Whether there are answers in a partition of the output, or were. Those of aborted transactions are none."""
+    low, high = _ends(consumer, TopicPartition(settings.output_topic, output))
+    if low or not high:
+        return bool(low)
     isolated = {"isolation.level": "read_committed", "enable.partition.eof": True, "auto.offset.reset": "earliest"}
     reader = Consumer(settings.kafka.client() | isolated | {"group.id": settings.group_id, "enable.auto.commit": False})
     try:
-        where = TopicPartition(settings.output_topic, output)
-        low, high = _ends(reader, where)
-        if low or not high:
-            return bool(low)
         reader.assign([TopicPartition(settings.output_topic, output, low)])
         message = reader.poll(ASSIGN_SECONDS)
         return message is None or message.error() is None

@@ -69,4 +69,4 @@ def test_a_topic_that_was_made_anew_is_not_read_before_somebody_says_from_where(
     create_topics(clicks.client, {clicks.topics[0]: PARTITIONS})
     status, log = run_once(clicks)
     assert status == 1
-    assert "lies behind the end of the log, 0" in log
+    assert "say where to begin: START_FROM=earliest (offset 0) or START_FROM=latest (0)" in log
