@@ -88,7 +88,7 @@ def wrong_clocks(random: np.random.Generator, good: Clicks, kind: tuple[str, int
     return clicks(good.time + hours * HOUR, np.where(name == "one ip", 70_000, 70_000 + good.ip % 100))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_other_ips_are_counted_as_if_there_were_no_wrong_clocks(data: st.DataObject) -> None:
     """Any sizes of batches, days, gaps, and wrong clicks that come singly, in bursts, or before any other."""
@@ -151,17 +151,17 @@ def test_one_future_click_does_not_pin_the_replay() -> None:
 def test_memory_is_bounded_by_the_traffic_of_the_open_day_however_wrong_the_clocks_are() -> None:
     random = np.random.default_rng(3)
     partition, offset, most, size = Partition(0, 0), 0, 0, 0
-    for hour in range(24 * 6):
+    for hour in range(24 * 3):
         good = traffic(random, 1_000, MONDAY + hour * HOUR, HOUR)
-        years = clicks(random.integers(0, 2**35, 500), 70_000 + np.arange(500))
+        years = clicks(random.integers(0, 2**35, 50), 70_000 + np.arange(50))
         feed(partition, good, offset)
-        feed(partition, years, offset + 1_000, [50] * 10)
-        offset += 1_500
+        feed(partition, years, offset + 1_000)
+        offset += 1_050
         most, size = max(most, len(partition)), max(size, partition.nbytes)
     # The ips of two days, their keys of two hours, and what waits for at most three spans.
     assert most <= 2 * IPS + 2 * 5 * IPS + 6 * 3 * SPAN
     assert size < 4 * 2**20
-    assert offset - partition.replay_from < 2 * 24 * 1_500
+    assert offset - partition.replay_from < 25 * 1_050
 
 
 def test_a_single_ip_for_years_keeps_memory_and_replay_bounded() -> None:
@@ -203,7 +203,7 @@ def test_whoever_sends_an_older_day_again_is_counted_from_its_first_click() -> N
     assert (feed(partition, older, 5_000, [30] * 50).counts[:, :2] == oracle(older)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_rebuilt_counts_equal_uninterrupted_ones(data: st.DataObject) -> None:
     """Wherever a worker stops, another that reads again from `replay_from` counts on as if nothing had happened."""
