@@ -26,6 +26,7 @@ from mlops_assets.resources.lake import LakeResource
 from mlops_assets_tests.deploy.compose import DEPLOY, ROOT, load, services
 
 ALERTS = DEPLOY / "prometheus/alerts.yaml"
+TESTS = [DEPLOY / "prometheus" / name for name in ("alerts_test.yaml", "alerts_day_test.yaml")]
 RULES = [rule for group in load(ALERTS)["groups"] for rule in group["rules"]]
 BY_NAME = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 DASHBOARD = json.loads((DEPLOY / "grafana/mlops-assets.json").read_text())
@@ -72,11 +73,11 @@ def test_prometheus_takes_its_configuration() -> None:
 
 @promtool
 def test_alerts_fire_when_they_should_and_only_then() -> None:
-    check("test", "rules", DEPLOY / "prometheus/alerts_test.yaml")
+    check("test", "rules", *TESTS)
 
 
 def test_each_alert_is_seen_to_fire_and_not_to_fire() -> None:
-    cases = [case for test in load(DEPLOY / "prometheus/alerts_test.yaml")["tests"] for case in test["alert_rule_test"]]
+    cases = [case for file in TESTS for test in load(file)["tests"] for case in test["alert_rule_test"]]
     fires, does_not = (
         {case["alertname"] for case in cases if bool(case["exp_alerts"]) == seen} for seen in (True, False)
     )
