@@ -15,8 +15,8 @@ from mlops_assets.assets.training_set import training_set
 from mlops_assets.assets.training_window import training_window
 from mlops_assets.automation import (
     accept,
+    arrivals,
     daily,
-    late_data,
     observe_fleet,
     override,
     reap_clusters,
@@ -41,8 +41,7 @@ defs = dg.Definitions(
     asset_checks=[*clicks.checks, *models.checks, *freshness.checks],
     jobs=[
         daily.daily_graph,
-        daily.daily_predictions,
-        late_data.observe_landing,
+        arrivals.observe_landing,
         rollout.rollout,
         override.override,
         accept.accept_day,
@@ -52,13 +51,12 @@ defs = dg.Definitions(
         reap_clusters.reap_clusters,
     ],
     schedules=[
-        *daily.schedules,
-        late_data.observe_landing_hourly,
+        arrivals.observe_landing_hourly,
         *observe_fleet.schedules,
         freshness.check_freshness_daily,
         *reap_clusters.schedules,
     ],
-    sensors=[late_data.late_data, rollout.champion_changed, tell_people.tell_people],
+    sensors=[arrivals.landed_days, rollout.champion_changed, tell_people.tell_people],
     resources=resources(),
     # Steps share a process: Spark, MLflow and scikit-learn are imported once a run. Runs are what goes in parallel.
     executor=dg.in_process_executor,

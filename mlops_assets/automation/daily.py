@@ -1,4 +1,4 @@
-"""Every morning: yesterday's clicks through the whole graph, then a probability for each of them."""
+"""A day's run: its clicks through the whole graph, then a probability for each of them by that verdict's champion."""
 
 from __future__ import annotations
 
@@ -8,17 +8,6 @@ GRAPH = ("raw_clicks", "training_set", "candidate_model", "promoted_model", "dep
 
 daily_graph = dg.define_asset_job(
     "daily_graph",
-    selection=list(GRAPH),
-    description="A day's clicks, from the landing file to the image that carries the day's champion.",
+    selection=[*GRAPH, "batch_predictions"],
+    description="A day's clicks, from the landing file to the image that carries the day's champion, and its answers.",
 )
-
-daily_predictions = dg.define_asset_job(
-    "daily_predictions",
-    selection=["batch_predictions"],
-    description="P(install) for every click of a day, by the day's champion.",
-)
-
-schedules = [
-    dg.build_schedule_from_partitioned_job(daily_graph, name="daily_graph", hour_of_day=3),
-    dg.build_schedule_from_partitioned_job(daily_predictions, name="daily_predictions", hour_of_day=6),
-]

@@ -12,7 +12,7 @@ from mlops_assets.assets import deployed_image
 from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.promoted_model import ledger, production_champion, record
 from mlops_assets.automation import override as override_module
-from mlops_assets.automation.late_data import late_data
+from mlops_assets.automation.arrivals import landed_days
 from mlops_assets.automation.override import override
 from mlops_assets.automation.rollout import champion_changed
 from mlops_assets.definitions import defs
@@ -158,15 +158,15 @@ def test_a_changed_landing_file_requests_its_day_alone_also_when_it_changes_back
         land(tmp_path, day, 1_000)
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
         assert run(tmp_path, instance, ["landing"]).success
-        history = tick(tmp_path, instance, late_data, None)
+        history = tick(tmp_path, instance, landed_days, None)
         assert not history.run_requests
         assert run(tmp_path, instance, ["landing"]).success
-        assert not tick(tmp_path, instance, late_data, history.cursor).run_requests
+        assert not tick(tmp_path, instance, landed_days, history.cursor).run_requests
         keys, cursor = [], history.cursor
         for seed in (8, 7, 8):
             land(tmp_path, DAYS[0], 1_000, seed=seed)
             assert run(tmp_path, instance, ["landing"]).success
-            result = tick(tmp_path, instance, late_data, cursor)
+            result = tick(tmp_path, instance, landed_days, cursor)
             assert [request.partition_key for request in result.run_requests or []] == [DAYS[0]]
             keys += [request.run_key for request in result.run_requests or []]
             cursor = result.cursor
