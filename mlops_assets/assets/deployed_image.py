@@ -92,6 +92,7 @@ def _build(champion: Entry, mlflow: MLflow, images: Images) -> str:
     kinds={"docker", "onnx"},
     code_version="1",
     pool="promotion",
+    op_tags={"dagster/priority": "1"},  # ahead of the day's batch predictions, for which no roll has to wait
     description="The image that carries the day's champion: the inference runtime and the model as one layer. The same "
     "champion is the same digest; the model answers its golden rows in the image's own files before it is stored.",
 )

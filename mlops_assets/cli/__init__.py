@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from types import FrameType
 from typing import Final
 
 import click
@@ -17,6 +18,7 @@ COMMANDS: Final = {
     "watch": "mlops_assets.cli.watch:watch",
     "demo": "mlops_assets.cli.demo:demo",
     "ui": "mlops_assets.cli.ui:ui",
+    "fleet": "mlops_assets.cli.fleet:fleet",
     "monitor": "mlops_assets.cli.monitor:monitor",
     "spark-environment": "mlops_assets.cli.spark_environment:spark_environment",
 }
@@ -42,5 +44,13 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="mlops-assets")
 def main() -> None:
     """Score ad clicks for fraud, every day."""
-    # SIGTERM then ends a command as Ctrl-C does, with the servers that it started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end_in_order)
+
+
+def end_in_order(number: int, frame: FrameType | None) -> None:
+    """Ends a command as Ctrl-C does, with the servers that it started; a second signal does not interrupt that."""
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)

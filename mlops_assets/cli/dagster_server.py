@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import click
 import requests
@@ -90,6 +90,12 @@ class DagsterServer:
 
     url: str
     module: str = MODULE
+    process: subprocess.Popen[bytes] | None = None
+
+    def wait(self) -> None:
+        """Returns when Dagster has ended by itself."""
+        if self.process:
+            self.process.wait()
 
     def query(self, text: str, variables: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The `data` of one GraphQL request. Raises DagsterError with the server's own message."""
@@ -173,14 +179,21 @@ def dagster_command(port: int, module: str) -> list[str]:
 
 
 @contextmanager
-def only_one(home: Path) -> Iterator[None]:
-    """Keeps a second Dagster off the instance: two daemons would fight for its runs. Raises DagsterError."""
-    with (home / "in-use.lock").open("w") as lock:
+def only_one(home: Path) -> Iterator[IO[str]]:
+    """Keeps a second Dagster off the instance: two daemons would fight for its runs. Raises DagsterError.
+
+    Gives the lock, which the kernel drops with the last process that has it open; it holds the id of one that does.
+    """
+    with (home / "in-use.lock").open("a+") as lock:
+        lock.seek(0)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with the process
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DagsterError(f"{home} is in use by another `demo` or `ui`: end that one first") from None
-        yield
+            raise DagsterError(
+                f"{home} is in use by another `demo` or `ui`, or by the Dagster that a killed one left behind: "
+                f"end that one first, as by `kill {lock.read()}`"
+            ) from None
+        yield lock
 
 
 @contextmanager
@@ -193,8 +206,14 @@ def serve(
         DagsterError: the instance is in use; Dagster ended, or did not answer within three minutes (the message names
             its log).
     """
+    import dagster as dg  # it takes a while
+
+    from mlops_assets.automation.lost_runs import fail_lost_runs
+
     prepare_instance(home)
-    with only_one(home), (home / "dagster.log").open("ab") as log:
+    with only_one(home) as lock, (home / "dagster.log").open("ab") as log:
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            fail_lost_runs(instance)
         port = port or free_port()
         process = subprocess.Popen(
             dagster_command(port, module),
@@ -203,9 +222,13 @@ def serve(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            pass_fds=[lock.fileno()],  # it is in use for as long as Dagster lives, also when this process is killed
         )
         try:
-            yield started(process, DagsterServer(f"http://127.0.0.1:{port}", module), home / "dagster.log")
+            lock.truncate(0)
+            lock.write(str(process.pid))
+            lock.flush()
+            yield started(process, DagsterServer(f"http://127.0.0.1:{port}", module, process), home / "dagster.log")
         finally:
             stop_group(process)
 
@@ -223,15 +246,16 @@ def started(process: subprocess.Popen[bytes], server: DagsterServer, log: Path) 
 
 
 def stop_group(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
-    """Ends a process that leads its own group, politely and then by force, and what is left of the group."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.terminate()
+    """Ends a process that leads its own group, politely and then by force, and what is left of the group.
+
+    By force at once when it is interrupted itself, as by a second Ctrl-C.
+    """
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait(timeout=seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=seconds)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=seconds)

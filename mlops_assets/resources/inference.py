@@ -200,6 +200,14 @@ class LocalFleet(InferenceFleet):
         supervisor.kill_group(self._folder, supervisor.GRACE_SECONDS)
 
     @property
+    def supervisor(self) -> int | None:
+        """The id of the process that keeps the workers running, None if there is none."""
+        if not self._is_supervised():
+            return None
+        text = (self._folder / "supervisor.lock").read_text()
+        return int(text) if text.isdecimal() else None
+
+    @property
     def _folder(self) -> Path:
         return Path(self.path)
 

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import psutil
 import yaml
 
 from mlops_assets.cli.dagster_server import free_port
@@ -48,6 +49,7 @@ class Machine:
         self.folder = folder
         self.values = values
         self.ports = {port: free_port() for port in PORTS}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.document = compose()
         names = {
             "/var/lib/mlops-assets": "home",
@@ -93,8 +95,17 @@ class Machine:
     def running(self, name: str) -> Iterator[None]:
         """Runs the service from when its healthcheck succeeds."""
         service = self.service(name)
-        with self._process(name, service):
+        with self._process(name, service) as process:
+            if isinstance(process, subprocess.Popen):
+                self.processes[name] = process
             yield
+
+    def kill(self, name: str) -> None:
+        """Ends the service as the end of its container does: with all that it started, at once."""
+        main = psutil.Process(self.processes[name].pid)
+        for process in (main, *main.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def run(self, name: str) -> None:
         """Runs a service that ends, as `init` does. Raises ProgramError with its last words."""

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -208,3 +209,20 @@ def test_prometheus_knows_dagsters_side_and_alerts_reach_people(machine: Machine
     assert requests.post(url, json=[alert], timeout=SECONDS).ok
     wait_until(lambda: "Alert: ATest" in machine.people.titles)
     assert "ATest (here): Something is wrong" in "".join(machine.people.texts)
+
+
+def test_a_restart_of_code_ends_its_runs_and_starts_them_again(machine: Machine) -> None:
+    """The last test: the code location that the others use is gone after it."""
+    s3 = machine.processes["s3"]
+    s3.send_signal(signal.SIGSTOP)  # whoever lists the landing files waits
+    try:
+        run = query(machine, LAUNCH)["launchRun"]["run"]["runId"]
+        wait_until(lambda: query(machine, STATUS, id=run)["runOrError"]["status"] == "STARTED")
+        machine.kill("code")
+    finally:
+        s3.send_signal(signal.SIGCONT)
+    with machine.running("code"):
+        wait_until(lambda: query(machine, STATUS, id=run)["runOrError"]["status"] == "FAILURE")
+        retried = """query($id: String!) { runsOrError(filter: {tags: [{key: "dagster/parent_run_id", value: $id}]}) {
+          ... on Runs { results { status } } } }"""
+        wait_until(lambda: query(machine, retried, id=run)["runsOrError"]["results"] == [{"status": "SUCCESS"}])

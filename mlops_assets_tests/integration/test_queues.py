@@ -79,3 +79,16 @@ def test_a_killed_run_frees_its_pool(server: DagsterServer, tmp_path: Path) -> N
         os.kill(begun(tmp_path, *each) or 0, signal.SIGKILL)
     wait_until(lambda: all(begun(tmp_path, *each) for each in waiting.items()), "the next of each pool has begun")
     assert {server.run(run)["status"] for run in (*first.values(), rolling)} == {"FAILURE"}
+
+
+def test_runs_that_dagster_took_with_it_are_started_again(tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    arguments = (tmp_path / "dagster", {"QUEUE_WORLD": str(tmp_path)})
+    with serve(*arguments, module=queue_world.__name__) as server:
+        run = server.launch_assets(["spark"], "0")
+        wait_until(lambda: begun(tmp_path, "spark", run) is not None, "it has begun")
+    (tmp_path / "hold").unlink()
+    with serve(*arguments, module=queue_world.__name__) as server:
+        expected = Counter(FAILURE=1, SUCCESS=1)
+        wait_until(lambda: Counter(each["status"] for each in server.runs("__ASSET_JOB")) == expected, "it ran again")
+        assert server.run(run)["status"] == "FAILURE"
