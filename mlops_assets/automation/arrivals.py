@@ -17,6 +17,7 @@ from mlops_assets.assets.landing import DATA_VERSION
 from mlops_assets.assets.notices import notice
 from mlops_assets.automation.daily import daily_graph
 from mlops_assets.automation.run_queues import operators
+from mlops_assets.checks.freshness import DEADLINE_HOUR
 from mlops_assets.lake.landing import Landing
 from mlops_assets.partitions import FIRST_DAY, LAST_DAY
 from mlops_assets.resources.environment import SCHEDULES_START
@@ -24,9 +25,6 @@ from mlops_assets.resources.lake import LakeResource
 
 RUN_HOUR: Final = 3
 """A day runs at this hour (UTC) of the day after it, if its clicks have landed by then, else when they land."""
-
-DEADLINE_HOUR: Final = 9
-"""A day that has no verdict at this hour (UTC) of the day after it is late."""
 
 WATCHED_DAYS: Final = 7
 """So many of the newest days are looked for by themselves, and told when late."""
@@ -61,7 +59,7 @@ def due(day: str) -> datetime:
 
 
 def deadline(day: str) -> datetime:
-    """When a day without a verdict is late."""
+    """When a day that has no verdict is late."""
     return _at(day, DEADLINE_HOUR)
 
 
