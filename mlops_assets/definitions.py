@@ -46,17 +46,14 @@ defs = dg.Definitions(
         override.override,
         accept.accept_day,
         freshness.check_freshness,
-        observe_fleet.observe_fleet,
-        observe_fleet.check_fleet,
         reap_clusters.reap_clusters,
     ],
     schedules=[
         arrivals.observe_landing_hourly,
-        *observe_fleet.schedules,
         freshness.check_freshness_daily,
         *reap_clusters.schedules,
     ],
-    sensors=[arrivals.landed_days, rollout.champion_changed, tell_people.tell_people],
+    sensors=[arrivals.landed_days, rollout.champion_changed, observe_fleet.observe_fleet, tell_people.tell_people],
     resources=resources(),
     # Steps share a process: Spark, MLflow and scikit-learn are imported once a run. Runs are what goes in parallel.
     executor=dg.in_process_executor,

@@ -22,7 +22,7 @@ from mlops_assets.modelling.evaluation import auc
 from mlops_assets.modelling.ledger import Entry, champion_as_of, verdict_of
 from mlops_assets.partitions import daily
 from mlops_assets.resources.images import ImageError, Images
-from mlops_assets.resources.inference import InferenceFleet
+from mlops_assets.resources.inference import FleetStatus, InferenceFleet
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 from mlops_assets.spark.predictions import DATASET as BATCH_PREDICTIONS
@@ -146,10 +146,17 @@ def image_carries_champion(
     return day_by_day(context, judge)
 
 
-@dg.asset_check(asset="inference_deployment")
+FLEET_CHECK: Final = "fleet_runs_champion"
+
+
+@dg.asset_check(asset="inference_deployment", name=FLEET_CHECK)
 def fleet_runs_champion(lake: LakeResource, fleet: dg.ResourceParam[InferenceFleet]) -> dg.AssetCheckResult:
-    """What runs is the champion's image, on every replica."""
-    store, status = lake.lake(), fleet.status()
+    """What runs is the champion's image, on every replica. The sensor `observe_fleet` evaluates it too."""
+    return judge_fleet(lake.lake(), fleet.status())
+
+
+def judge_fleet(store: Lake, status: FleetStatus) -> dg.AssetCheckResult:
+    """Whether what runs is the champion's image, on every replica."""
     champion = production_champion(store)
     digest = champion and recorded_image(store, champion.model_version)
     running = sorted({worker.digest for worker in status.workers})

@@ -35,6 +35,7 @@ from mlops_assets.resources.registry import Registry
 
 ROOT: Final = Path(__file__).parents[2]
 OVERLAY: Final = ROOT / "k8s" / "overlays" / "e2e"
+FIRST: Final = ROOT / "k8s" / "first" / "e2e"
 NAMESPACE: Final = "inference"
 BUILD_SECONDS: Final = 1200
 COMMAND_SECONDS: Final = 180
@@ -142,9 +143,9 @@ class Rig:
         return found
 
     def deploy(self) -> None:
-        """Applies the overlay and waits for Kafka, with its topics; the fleet itself has no model yet."""
-        manifests = run(["kubectl", "kustomize", str(OVERLAY)]).replace("127.0.0.1:5000", self.registry_host)
-        self.kubectl("apply", "-f", "-", text=manifests)
+        """Installs the overlay and waits for Kafka, with its topics; the fleet itself has no model yet."""
+        manifests = run(["kubectl", "kustomize", str(FIRST)]).replace("127.0.0.1:5000", self.registry_host)
+        self.kubectl("create", "-f", "-", text=manifests)
         self.kubectl("rollout", "status", "deployment/kafka", "--timeout=150s")
         self.wait(self.start_load(0, 1))
 

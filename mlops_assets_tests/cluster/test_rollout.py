@@ -18,7 +18,7 @@ from mlops_assets.modelling.training import Candidate
 from mlops_assets.resources.inference import Rollout
 from mlops_assets.resources.kubernetes_roll import ROLLING
 from mlops_assets.resources.registry import Registry
-from mlops_assets_tests.cluster.rig import NAMESPACE, ROOT, Rig, run, train
+from mlops_assets_tests.cluster.rig import NAMESPACE, OVERLAY, ROOT, Rig, run, train
 from mlops_assets_tests.integration.faulty_proxy import Fault, proxy
 from mlops_assets_tests.resources.models import write_model
 
@@ -70,12 +70,32 @@ def eventually_is(rig: Rig, digest: str, seconds: float = 90) -> None:
 
 @pytest.mark.parametrize("overlay", ["kind", "e2e", "cloud"])
 def test_the_api_server_accepts_the_manifests(rig: Rig, overlay: str) -> None:
-    manifests = run(["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / overlay)])
-    documents = [
-        d for d in manifests.split("\n---\n") if "\nkind: PodMonitor" not in f"\n{d}"
-    ]  # its operator is absent
-    out = rig.kubectl("apply", "--dry-run=server", "-f", "-", text="\n---\n".join(documents))
+    manifests = run(["kubectl", "kustomize", str(ROOT / "k8s" / "first" / overlay)])
+    out = rig.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", text=manifests)
     assert "deployment.apps/inference-canary" in out
+
+
+@pytest.mark.parametrize("options", [[], ["--server-side", "--force-conflicts"]], ids=["plain", "server-side"])
+def test_manifests_applied_in_mid_operation_change_neither_image_nor_replicas(
+    rig: Rig, good: str, options: list[str]
+) -> None:
+    rig.kubectl("scale", "deployment/inference-canary", "--replicas=1")  # as during a roll
+    names = ("inference", "inference-canary")
+    try:
+        before = {name: rig.get("deployment", name)["spec"] for name in names}
+        manifests = run(["kubectl", "kustomize", str(OVERLAY)]).replace("127.0.0.1:5000", rig.registry_host)
+        changed = manifests.replace("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 31")
+        rig.kubectl("apply", *options, "-f", "-", text=changed)
+        after = {name: rig.get("deployment", name)["spec"] for name in names}
+        for name in names:
+            assert after[name]["replicas"] == before[name]["replicas"]
+            old, new = (each[name]["template"]["spec"] for each in (before, after))
+            assert new["containers"][0]["image"] == old["containers"][0]["image"]
+            assert new["terminationGracePeriodSeconds"] == 31
+    finally:
+        rig.kubectl("scale", "deployment/inference-canary", "--replicas=0")
+        rig.kubectl("apply", *options, "-f", "-", text=manifests)
+    eventually_is(rig, good)
 
 
 @pytest.mark.parametrize(
