@@ -77,7 +77,8 @@ class Looks:
         record_image(self.lake.lake(), "model", OLD)
 
     def look(self, status: FleetStatus | FleetError = RUNNING, times: int = 1, pause: float = 60) -> list[Any]:
-        SIGHT.status, events = status, []
+        SIGHT.status = status
+        events: list[Any] = []
         for _ in range(times):
             SIGHT.seconds += pause
             resources = {"lake": self.lake, "fleet": Fleet()}
