@@ -28,8 +28,7 @@ _log = logging.getLogger(__name__)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=9464, show_default=True, help="The port to listen on.")
 @click.option("--alerts", is_flag=True, help="Also take Alertmanager's webhooks: POST /alerts and /watchdog.")
-@click.option("--due-hours", default=9.0, show_default=True, help="How long after its end a day counts as late.")
-def monitor(host: str, port: int, alerts: bool, due_hours: float) -> None:
+def monitor(host: str, port: int, alerts: bool) -> None:
     """Serves /metrics of Dagster's side, from the instance of DAGSTER_HOME and the lake of the environment.
 
     It needs neither Dagster's daemon nor its webserver, so that it can say that they are dead.
@@ -38,12 +37,13 @@ def monitor(host: str, port: int, alerts: bool, due_hours: float) -> None:
     from prometheus_client import CollectorRegistry
 
     from mlops_assets.automation.metrics import Vitals
+    from mlops_assets.checks.freshness import DEADLINE_HOUR
     from mlops_assets.resources.environment import lake
     from mlops_assets.resources.notifier import Notifier
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with dg.DagsterInstance.get() as instance, Server((host, port), CollectorRegistry()) as server:
-        server.registry.register(Vitals(instance, lake(), due_hours))
+        server.registry.register(Vitals(instance, lake(), DEADLINE_HOUR))
         server.desk = Desk(Notifier()) if alerts else None
         click.echo(f"Dagster's vital signs: http://{host}:{server.server_port}/metrics")
         server.serve_forever()
