@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -34,6 +34,12 @@ CODE_VERSION: Final = "2"
 TRAINING_ROWS: Final = 1_000_000
 HOLDOUT_ROWS: Final = 2_000_000
 SEED: Final = 7
+
+
+def made_of(days: Iterable[str]) -> dict[str, set[str]]:
+    """What candidates of these days are trained and judged on: days by asset."""
+    clicks = {each for day in days for each in [*window_of(day), day]}
+    return {"raw_clicks": clicks, "training_set": clicks}
 
 
 def data_versions(lake: Lake, day: str) -> dict[str, str]:
@@ -163,8 +169,7 @@ def candidate_model(
     context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow
 ) -> dg.MaterializeResult[None]:
     """Trains the candidates day by day, once nobody is making a day that they are trained or judged on."""
-    made_of = {each for day in context.partition_keys for each in [*window_of(day), day]}
-    wait_turn(context, ["raw_clicks", "training_set"], made_of)
+    wait_turn(context, made_of(context.partition_keys))
     with day_by_day(context) as days:
         for day in days:
             with days.isolated(day):

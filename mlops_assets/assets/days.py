@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import dagster as dg
@@ -15,23 +15,36 @@ from mlops_assets.resources.spark import OnUsage, Usage
 from mlops_assets.resources.transient import is_transient
 from mlops_assets.spark.days import FailedDaysError, OnDay
 
-RETRY_SECONDS: Final = [10, 60, 300]
-"""How long a step waits before it is tried again, after a failure of a server and not of the day."""
+RETRY_SECONDS: Final = [10, 60, 300, 900, 1800]
+"""How long a step waits before it is tried again, after a failure of a server and not of the day: an hour in all."""
 
-_failures_of_servers: Counter[tuple[str, dg.AssetKey]] = Counter()
-"""By run and asset. Dagster's own number of a step's attempts counts also those that only waited, see order.py."""
+
+@dataclass
+class _Attempts:
+    """What earlier attempts of a step came to: the days they made, and how often a server failed them.
+
+    Dagster's own number of a step's attempts counts also those that only waited, see order.py.
+    """
+
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures_of_servers: int = 0
+
+
+_attempts: dict[tuple[str, dg.AssetKey], _Attempts] = {}
+"""By run and asset. The attempts of a step share this process."""
 
 
 class Days:
-    """The days of a step, in order, with what became of each."""
+    """The days of a step that are still to be made, in order, with what became of each."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
-        self._made: dict[str, dict[str, Any]] = {}
+        self._attempts = _attempts.setdefault((context.run.run_id, context.asset_key), _Attempts())
+        self._made = self._attempts.made
         self._failed: dict[str, Exception] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._context.partition_keys))
+        return iter(day for day in sorted(self._context.partition_keys) if day not in self._made)
 
     @property
     def made(self) -> list[str]:
@@ -68,29 +81,36 @@ class Days:
                     self.fail(day, reasons.get(day, error))
 
     def end(self) -> None:
-        """Records each day that was made, and fails the step if a day failed, with the reason of each.
+        """Records each day that was made, and fails the step if a day was not, with the reason of each.
 
-        When a server and not the day was at fault, the step is tried again first. Days that are there are then kept.
+        When a server and not the day was at fault, the step is tried again first, for the days that are left.
         """
+        for day in self:
+            if day not in self._failed:
+                self.fail(day, RuntimeError("it was neither made nor said to have failed"))
         if not self._failed:
             for day, found in self._made.items():
                 self._context.add_asset_metadata(found, partition_key=day)
             return
-        attempts, days = (self._context.run.run_id, self._context.asset_key), ", ".join(sorted(self._failed))
-        servers = [error for error in self._failed.values() if is_transient(error)]
-        if servers and _failures_of_servers[attempts] < len(RETRY_SECONDS):
-            seconds = RETRY_SECONDS[_failures_of_servers[attempts]]
-            _failures_of_servers[attempts] += 1
-            self._context.log.warning(f"{days}: a server failed, not the day; the step is tried again in {seconds} s")
-            raise dg.RetryRequested(max_retries=FOR_EVER, seconds_to_wait=seconds) from servers[0]
         self.keep()
+        for error in self._failed.values():
+            self.try_again(error)
         reasons = {day: _said(error) for day, error in sorted(self._failed.items())}
         kept = f"; {len(self._made)} others are made" if self._made else ""
         raise dg.Failure(
-            f"failed: {days}{kept}\n" + "\n".join(f"{day}: {reason}" for day, reason in reasons.items()),
+            f"failed: {', '.join(reasons)}{kept}\n" + "\n".join(f"{day}: {reason}" for day, reason in reasons.items()),
             metadata={"failed_days": dg.MetadataValue.json(reasons)},
             allow_retries=False,
         ) from next(iter(self._failed.values()))
+
+    def try_again(self, error: Exception) -> None:
+        """Raises dg.RetryRequested if a server was at fault, and may be well the next time."""
+        failures = self._attempts.failures_of_servers
+        if is_transient(error) and failures < len(RETRY_SECONDS):
+            self._attempts.failures_of_servers += 1
+            seconds = RETRY_SECONDS[failures]
+            self._context.log.warning(f"a server failed ({_said(error)}); the step is tried again in {seconds} s")
+            raise dg.RetryRequested(max_retries=FOR_EVER, seconds_to_wait=seconds) from error
 
     def keep(self) -> None:
         """Records the days that were made although the step fails: Dagster would forget the whole range."""
@@ -104,8 +124,12 @@ def day_by_day(context: dg.AssetExecutionContext) -> Iterator[Days]:
     days = Days(context)
     try:
         yield days
-    except BaseException:
+    except dg.RetryRequested:
+        raise
+    except BaseException as error:
         days.keep()
+        if isinstance(error, Exception):
+            days.try_again(error)
         raise
     days.end()
 

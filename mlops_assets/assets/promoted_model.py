@@ -15,6 +15,8 @@ from mlops_assets.assets.candidate_model import (
     data_versions,
     fingerprint,
     holdout,
+    made_of,
+    train,
     trainable,
 )
 from mlops_assets.assets.days import day_by_day
@@ -102,6 +104,15 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
         data_versions=versions,
     )
     return record(lake, mlflow, new)
+
+
+def candidate_of(context: dg.AssetExecutionContext, lake: Lake, mlflow: MLflow, day: str) -> None:
+    """Has the day's candidate trained again if a day of its window was made anew since, as while the verdict waited."""
+    if mlflow.find({"day": day, "fingerprint": fingerprint(data_versions(lake, day))}) or not trainable(lake, day):
+        return
+    context.log.warning(f"{day}: its candidate was trained on other clicks than the lake holds; it is trained again")
+    found = train(context.log, lake, mlflow, day, context.run.run_id)
+    context.log_event(dg.AssetMaterialization("candidate_model", partition=day, metadata=found))
 
 
 def _reason(verdict: Verdict, held: str, newest: str) -> str:
@@ -194,11 +205,13 @@ def story(entry: Entry, entries: Sequence[Entry]) -> dict[str, Any]:
 def promoted_model(context: dg.AssetExecutionContext, lake: LakeResource, mlflow: MLflow) -> dg.MaterializeResult[None]:
     """Judges the days in order: a day's champion is what the days before left behind."""
     store = lake.lake()
-    newest, first = replay(ledger(store)).newest, min(context.partition_keys)
-    wait_turn(context, ["promoted_model"], [day for day in daily.get_partition_keys() if newest < day < first])
     with day_by_day(context) as days:
+        newest, first = replay(ledger(store)).newest, min(context.partition_keys)
+        earlier = {day for day in daily.get_partition_keys() if newest < day < first}
+        wait_turn(context, {**made_of(context.partition_keys), "promoted_model": earlier})
         for day in days:
             with days.isolated(day):
+                candidate_of(context, store, mlflow, day)
                 entry = decide(store, mlflow, day, decided_by=f"gate, run {context.run.run_id}")
                 context.log.info(f"{day}: {'promoted' if entry.promoted else 'kept the champion'}: {entry.reason}")
                 days.report(day, story(entry, ledger(store)))

@@ -16,7 +16,7 @@ from mlops_assets.assets import metadata
 from mlops_assets.assets.thresholds import THRESHOLDS, Thresholds
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
 from mlops_assets.lake.landing import Landing
-from mlops_assets.lake.manifest import Manifest
+from mlops_assets.lake.manifest import Manifest, MissingPartitionError
 from mlops_assets.lake.store import Lake
 from mlops_assets.partitions import FIRST_DAY, LAST_DAY, training_window
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
@@ -166,6 +166,14 @@ BLOCKING: Final[Mapping[str, Mapping[str, Callable[[Lake, str], Judgement]]]] = 
     TRAINING_SET: {"every_click_has_features": every_click_has_features},
 }
 """The blocking judgements of a day, by asset and name of the check."""
+
+
+def is_fit(lake: Lake, asset: str, day: str) -> bool:
+    """Whether a day of `asset` passes its blocking checks, or what they compare it with is gone by now."""
+    try:
+        return all(judge(lake, day)[0] for judge in BLOCKING[asset].values())
+    except MissingPartitionError:
+        return True
 
 
 def insist(context: dg.AssetExecutionContext, lake: Lake, asset: str, day: str) -> None:

@@ -8,6 +8,7 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from mlops_assets.assets.landing import DATA_VERSION
+from mlops_assets.assets.quality import is_fit
 from mlops_assets.lake.store import Lake
 from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, days_before, trained_with
 from mlops_assets.partitions import training_window as window_of
@@ -25,9 +26,9 @@ training_window = dg.AssetSpec(
 
 
 def window_versions(lake: Lake, day: str) -> dict[str, str]:
-    """The versions of the training sets that the window of `day` holds, by day, in order."""
+    """The versions of the training sets in the window of `day`, by day, in order; without any that fails its checks."""
     found = {each: lake.manifest(TRAINING_SET, each) for each in window_of(day)}
-    return {each: manifest.version for each, manifest in found.items() if manifest}
+    return {each: manifest.version for each, manifest in found.items() if manifest and is_fit(lake, TRAINING_SET, each)}
 
 
 def observe_windows(context: dg.AssetExecutionContext, lake: Lake, made: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """A person's word on promotions: force a model into production, pin it there, release it, or revoke it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import dagster as dg
@@ -9,7 +10,7 @@ from pydantic import Field
 from mlops_assets.assets.deployed_image import publish
 from mlops_assets.assets.promoted_model import align_alias, ledger, production_champion, record
 from mlops_assets.automation.run_queues import operators
-from mlops_assets.modelling.ledger import Entry, replay
+from mlops_assets.modelling.ledger import Entry, replay, time_after
 from mlops_assets.resources.images import Images
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
@@ -40,9 +41,14 @@ def record_override(
     """Appends the decision to the ledger and has the image of the champion that follows from it at hand."""
     store = lake.lake()
     entries = ledger(store)
-    # An attempt that a server cut short may have come as far as the ledger.
-    if not (context.retry_number and entries and _decided(entries[-1]) == config.model_dump()):
-        record(store, mlflow, _entry(config, entries))
+    # An attempt that a server or a kill cut short may have come as far as the ledger.
+    repeated = context.retry_number > 0 or context.run.parent_run_id is not None
+    if not (repeated and entries and _decided(entries[-1]) == config.model_dump()):
+        entry = _entry(config, entries)
+        champion = replay([*entries, replace(entry, time=time_after(entries))]).champion
+        if champion:
+            publish(store, champion, mlflow, images)  # first: what can't be deployed must not be decided
+        record(store, mlflow, entry)
     align_alias(store, mlflow)
     champion = production_champion(store)
     if champion is None:

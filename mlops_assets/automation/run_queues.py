@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.dagster_run import DagsterRun
-from dagster._core.storage.tags import PRIORITY_TAG
+from dagster._core.storage.tags import MAX_RUNTIME_SECONDS_TAG, PRIORITY_TAG
 
-from mlops_assets.assets.order import ASIDE, DAYS, QUEUE, WAITS_FOR, priority
+from mlops_assets.assets.order import ASIDE, BACKFILLS, DAYS, HALF_A_DAY, QUEUE, WAITS_FOR, days_of, priority, queue_of
+
+HOUR = 3600  # a day of a backfill takes minutes; the time of all of them is what run monitoring counts
 
 
 def operators(job: str) -> dict[str, str]:
@@ -30,9 +32,12 @@ class RunQueues(QueuedRunCoordinator):
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Gives the run its queue, unless its job did, and its place there, before the daemon can see it."""
         run = context.dagster_run
-        tags = {QUEUE: DAYS, WAITS_FOR: ""} if run.tags.get(QUEUE) in (None, DAYS, ASIDE) else {}
+        of_days = run.tags.get(QUEUE) in (None, DAYS, BACKFILLS, ASIDE)
+        tags = {QUEUE: queue_of(run.tags), WAITS_FOR: ""} if of_days else {}
         if tags and PRIORITY_TAG not in run.tags and (first := priority(run.tags)):
             tags[PRIORITY_TAG] = first
+        if tags and (days := len(days_of(run.tags))) > 1:
+            tags[MAX_RUNTIME_SECONDS_TAG] = str(HALF_A_DAY + HOUR * days)
         if tags:
             self._instance.add_run_tags(run.run_id, tags)
         return super().submit_run(context)

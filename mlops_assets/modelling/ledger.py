@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, Literal, Self, get_args
 
@@ -75,16 +75,22 @@ class Entry:
 class Standing:
     """What some decisions add up to.
 
-    `champion` is the decision that made production's model, None before the first promotion. `pin` is the decision that
-    keeps it there until a person releases it. `newest` is the newest day judged so far, empty before the first.
+    `pin` is the decision that keeps its model in production until a person releases it. `newest` is the newest day that
+    was judged, empty before the first.
     """
 
-    champion: Entry | None = None
     pin: Entry | None = None
     newest: str = ""
     revoked: frozenset[str] = frozenset()
-    _reigns: tuple[Entry, ...] = ()
+    _before: tuple[Entry, ...] = ()  # what reigned before the newest day was judged, and may again
+    _verdict: tuple[Entry, ...] = ()  # the newest day's, if it promotes
+    _since: tuple[Entry, ...] = ()  # what a person has forced since
     _champions: Mapping[str, Entry | None] = field(default_factory=dict)
+
+    @property
+    def champion(self) -> Entry | None:
+        """The decision that made production's model, None before the first promotion."""
+        return _last((*self._before, *self._verdict, *self._since))
 
     def as_of(self, day: str) -> Entry | None:
         """The decision that made the champion of `day`: what the verdict of the latest judged day up to it left behind.
@@ -101,7 +107,7 @@ class Standing:
         if day > self.newest:
             return self.champion
         if day == self.newest:  # judged again: its earlier verdict doesn't count
-            return _last(_without_verdict(self._reigns, day))
+            return _last(self._before)
         return self.as_of(str(date.fromisoformat(day) - timedelta(days=1)))
 
     def is_historical(self, day: str) -> bool:
@@ -151,31 +157,37 @@ def time_after(entries: Iterable[Entry]) -> str:
 def _after(standing: Standing, entry: Entry) -> Standing:
     if entry.kind == "verdict":
         return _after_verdict(standing, entry)
-    reigns, pin, revoked = standing._reigns, standing.pin, standing.revoked
     if entry.kind == "forced":
-        reigns, revoked = (*reigns, entry), revoked - {entry.model_version}
-        pin = entry if entry.pinned else None
-    elif entry.kind == "revoked":
-        reigns = tuple(each for each in reigns if each.model_version != entry.model_version)
-        revoked |= {entry.model_version}
-        pin = None if pin and pin.model_version == entry.model_version else pin
-    else:
-        pin = None
-    return Standing(_last(reigns), pin, standing.newest, revoked, reigns, standing._champions)
+        return replace(
+            standing,
+            pin=entry if entry.pinned else None,
+            revoked=standing.revoked - {entry.model_version},
+            _since=(*standing._since, entry),
+        )
+    if entry.kind == "revoked":
+        model, parts = entry.model_version, (standing._before, standing._verdict, standing._since)
+        before, verdict, since = (tuple(each for each in part if each.model_version != model) for part in parts)
+        pin = None if standing.pin and standing.pin.model_version == model else standing.pin
+        revoked = standing.revoked | {model}
+        return replace(standing, pin=pin, revoked=revoked, _before=before, _verdict=verdict, _since=since)
+    return replace(standing, pin=None)
 
 
 def _after_verdict(standing: Standing, entry: Entry) -> Standing:
     if standing.is_historical(entry.day):
         return standing
-    reigns = _without_verdict(standing._reigns, entry.day)
-    if entry.promoted and not standing.held(entry.model_version):
-        reigns = (*reigns, entry)
-    champions = {**standing._champions, entry.day: _last(reigns)}
-    return Standing(_last(reigns), standing.pin, entry.day, standing.revoked, reigns, champions)
-
-
-def _without_verdict(reigns: tuple[Entry, ...], day: str) -> tuple[Entry, ...]:
-    return tuple(each for each in reigns if (each.kind, each.day) != ("verdict", day))
+    # Judged again, the newest day's verdict takes its own place: what a person has said since stands above it.
+    again = entry.day == standing.newest
+    before = standing._before if again else (*standing._before, *standing._verdict, *standing._since)
+    verdict = (entry,) if entry.promoted and not standing.held(entry.model_version) else ()
+    return replace(
+        standing,
+        newest=entry.day,
+        _before=before,
+        _verdict=verdict,
+        _since=standing._since if again else (),
+        _champions={**standing._champions, entry.day: _last((*before, *verdict))},
+    )
 
 
 def _last(reigns: tuple[Entry, ...]) -> Entry | None:

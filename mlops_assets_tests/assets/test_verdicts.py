@@ -39,7 +39,9 @@ class World:
 
     # the lake
     def manifest(self, _: str, day: str) -> Any:
-        return SimpleNamespace(version=str(self.landed[day])) if day in self.landed else None
+        if day not in self.landed:
+            return None
+        return SimpleNamespace(version=str(self.landed[day]), rows=1, metadata={"installs": 0})
 
     require = manifest
 
@@ -160,21 +162,24 @@ EVENT = st.one_of(
 
 def oracle(events: list[tuple[str, str, bool]]) -> str | None:
     """Production by the rules as people tell them. Verdicts are (day, model, whether the gate found it better)."""
-    chain: list[tuple[str, str]] = []
+    places: list[list[str]] = []  # [day of the verdict or nothing for a person, model or nothing]
     newest, pin, banned = "", "", set[str]()
     for what, model, flag in events:
         if what[0].isdigit() and what >= newest:
-            chain = [link for link in chain if link[0] != what]
-            if flag and not pin and model not in banned:
-                chain.append((what, model))
+            if what > newest:
+                places.append([what, ""])
             newest = what
+            wins = flag and not pin and model not in banned
+            next(place for place in places if place[0] == what)[1] = model if wins else ""
         elif what == "forced":
-            chain, pin, banned = [*chain, ("", model)], model if flag else "", banned - {model}
+            places.append(["", model])
+            pin, banned = model if flag else "", banned - {model}
         elif what == "revoked":
-            chain, pin, banned = [link for link in chain if link[1] != model], pin.replace(model, ""), banned | {model}
+            places = [[day, "" if held == model else held] for day, held in places]
+            pin, banned = pin.replace(model, ""), banned | {model}
         elif what == "released":
             pin = ""
-    return chain[-1][1] if chain else None
+    return next((model for _, model in reversed(places) if model), None)
 
 
 @settings(deadline=None, max_examples=150)

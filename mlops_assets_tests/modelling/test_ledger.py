@@ -73,6 +73,15 @@ def test_what_a_person_forced_outlives_a_new_verdict_of_the_newest_day_and_yield
     assert production([*entries, promoted(9, "c")]) == "c"
 
 
+def test_a_repeat_of_the_newest_day_does_not_undo_what_a_person_has_said_since() -> None:
+    entries = [promoted(9, "c5"), promoted(10, "c10"), entry(10, "forced", "c5")]
+    assert production([*entries, promoted(10, "c10")]) == "c5"
+    opponent = replay(entries).opponent("2017-11-10")
+    assert opponent
+    assert opponent.kind == "verdict", "it is judged against what reigned before its day"
+    assert production([*entries, promoted(10, "c10"), promoted(11, "c11")]) == "c11"
+
+
 def test_a_pinned_model_is_replaced_only_after_its_release() -> None:
     entries = [promoted(7, "a"), entry(7, "forced", "x", pinned=True), promoted(8, "b")]
     standing = replay(entries)
@@ -127,22 +136,25 @@ EVENTS = st.lists(
 
 
 def oracle(events: list[tuple[str, int, str, bool]]) -> str | None:
-    """Production by the rules as people tell them, on plain letters."""
-    chain: list[tuple[int, str]] = []  # (day of the verdict or 0 for a person, model)
+    """Production by the rules as people tell them, on plain letters. Every judged day has a place, taken or empty."""
+    places: list[list[object]] = []  # [day of the verdict or 0 for a person, model or None]
     newest, pin, banned = 0, "", set[str]()
     for kind, day, model, flag in events:
         if kind == "verdict" and day >= newest:
-            chain = [link for link in chain if link[0] != day] + [(day, model)] * (
-                flag and not pin and model not in banned
-            )
+            if day > newest:
+                places.append([day, None])
             newest = day
+            wins = flag and not pin and model not in banned
+            next(place for place in places if place[0] == day)[1] = model if wins else None
         elif kind == "forced":
-            chain, pin, banned = [*chain, (0, model)], model if flag else "", banned - {model}
+            places.append([0, model])
+            pin, banned = model if flag else "", banned - {model}
         elif kind == "revoked":
-            chain, pin, banned = [link for link in chain if link[1] != model], pin.replace(model, ""), banned | {model}
+            places = [[each, None if held == model else held] for each, held in places]
+            pin, banned = pin.replace(model, ""), banned | {model}
         elif kind == "released":
             pin = ""
-    return chain[-1][1] if chain else None
+    return next((str(model) for _, model in reversed(places) if model), None)
 
 
 @given(EVENTS)
