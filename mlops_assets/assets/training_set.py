@@ -67,7 +67,8 @@ def training_set(
                 insist(context, store, "raw_clicks", day)
                 fit.append(day)
         with days.spark_job(fit):
-            spark.training_set(lake.root, fit, *spark_reports(days))
+            follow = context.job_def.has_node_named("batch_predictions")  # in this very run
+            spark.training_set(lake.root, fit, *spark_reports(days), then_predictions=follow)
         for day in days.made:
             with days.isolated(day):
                 insist(context, store, "training_set", day)

@@ -9,7 +9,7 @@ import dagster as dg
 from mlops_assets.assets.notices import notice
 from mlops_assets.automation.run_queues import operators
 from mlops_assets.resources.environment import EPHEMERAL_SPARK, SCHEDULES_START
-from mlops_assets.resources.ephemeral import MODELS, Cluster, ClusterError, EphemeralSpark
+from mlops_assets.resources.ephemeral import JOBS, Cluster, ClusterError, EphemeralSpark
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.spark import Spark
 
@@ -53,7 +53,7 @@ def delete_orphans(context: dg.OpExecutionContext, spark: dg.ResourceParam[Spark
         if reason:  # noted before: whoever pays for it is told also if this is killed next
             context.log_event(_left_behind(cluster, reason))
     errors = _delete(spark, orphans)
-    _forget_models(context, lake, status_of)
+    _forget_jobs(context, lake, status_of)
     if errors:
         remedy = "delete it in the cloud's console if the next run of this job fails too"
         raise dg.Failure(f"not deleted: {'; '.join(errors)}. {remedy}")
@@ -83,12 +83,12 @@ def _delete(spark: EphemeralSpark, orphans: Iterable[str]) -> list[str]:
     return [errors.get(cluster, f"{cluster} is still there") for cluster in orphans if cluster in {*left, *errors}]
 
 
-def _forget_models(
+def _forget_jobs(
     context: dg.OpExecutionContext, lake: LakeResource, status_of: Callable[[str], dg.DagsterRunStatus | None]
 ) -> None:
-    """Deletes the models that killed runs had put into the lake for their jobs."""
+    """Deletes what killed runs had put into the lake for their jobs."""
     storage = lake.lake().storage
-    keys = [key for key in storage.list(MODELS) if status_of(key.split("/")[1]) in ENDED]
+    keys = [key for key in storage.list(JOBS) if status_of(key.split("/")[1]) in ENDED]
     if keys:
         context.log.info(f"deleting {', '.join(keys)}")
         storage.delete(keys)

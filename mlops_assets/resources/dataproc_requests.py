@@ -16,7 +16,7 @@ from yandex.cloud.dataproc.v1.cluster_service_pb2 import (
 )
 from yandex.cloud.dataproc.v1.job_service_pb2 import CreateJobRequest
 
-from mlops_assets.resources.ephemeral import CODE_LOCATION, EphemeralSpark, common_settings
+from mlops_assets.resources.ephemeral import CODE_LOCATION, HOLD_MINUTES, EphemeralSpark, common_settings
 from mlops_assets.resources.spark_environment import MAIN, arguments, settings
 from mlops_assets.resources.spark_variables import SHARED, given, required
 from mlops_assets.resources.yandex import KEY_FILE
@@ -81,6 +81,7 @@ class DataprocCluster(EphemeralSpark):
     endpoint: str | None = Field(default=None, description="of the API, where it isn't the public one")
     ca_file: str | None = Field(default=None, description="certificates that vouch for that endpoint")
     key_file: str | None = Field(default=None, description="key of the service account that makes clusters")
+    hold_minutes: float = Field(default=HOLD_MINUTES, ge=0, allow_inf_nan=False, description="see EphemeralSpark")
     delete_seconds: float = Field(default=30, ge=0, description="to watch a deletion for, in case it fails")
 
     @classmethod

@@ -11,7 +11,7 @@ import boto3
 from botocore.config import Config
 from pydantic import Field
 
-from mlops_assets.resources.ephemeral import CODE_LOCATION, RUN, EphemeralSpark, common_settings
+from mlops_assets.resources.ephemeral import CODE_LOCATION, HOLD_MINUTES, RUN, EphemeralSpark, common_settings
 from mlops_assets.resources.spark_environment import MAIN, arguments, settings
 from mlops_assets.resources.spark_variables import SHARED, given, required
 
@@ -68,6 +68,7 @@ class EmrCluster(EphemeralSpark):
     spot_nodes: int = Field(default=0, ge=0, description="task nodes, spot; on demand where there are none in time")
     disk_gb: int = Field(default=100, ge=15, description="disk of each node")
     spark_conf: dict[str, str] = Field(default={}, description="further settings of Spark")
+    hold_minutes: float = Field(default=HOLD_MINUTES, ge=0, allow_inf_nan=False, description="see EphemeralSpark")
     log_seconds: float = Field(default=300, ge=0, description="to wait for a failed job's log, which EMR brings late")
 
     @classmethod

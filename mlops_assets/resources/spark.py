@@ -23,11 +23,12 @@ from pyspark.sql import SparkSession
 from mlops_assets.lake.manifest import Manifest, MissingPartitionError
 from mlops_assets.lake.store import Lake
 from mlops_assets.resources import s3a
-from mlops_assets.spark import predictions, training_set
+from mlops_assets.spark import both, predictions, training_set
 from mlops_assets.spark.days import OnDay
 
 LOGGING: Final = Path(__file__).with_name("spark_log.properties")
-APPLICATIONS: Final[dict[str, Any]] = {"training_set": training_set, "predictions": predictions}
+APPLICATIONS: Final[dict[str, Any]] = {"training_set": training_set, "both": both, "predictions": predictions}
+"""`both` makes training sets, and its cluster may then be kept for the predictions."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Usage:
     """What the job for some days took. `days` are those that it committed, `rows` theirs in all.
 
     `seconds` go from submitting the job to its end, the start of an ephemeral cluster included; `cluster_seconds` from
-    asking for the cluster until it was gone; `cost` is estimated from them where a price is set, else None.
+    asking for the cluster until it was gone; `cost` is estimated from them where a price is set, else None. Of a
+    cluster that is kept for the predictions, the time up to then is the training set's, the wait and the rest theirs.
     """
 
     where: str
@@ -70,14 +72,27 @@ class Spark(dg.ConfigurableResource[None]):
         """The estimated cost of a cluster for that long, None where there is no price."""
         return None
 
-    def training_set(self, lake: str, days: Sequence[str], on_day: OnDay, on_usage: OnUsage | None = None) -> None:
+    def unpaid_seconds(self) -> float:
+        """For how long a cluster was kept for the next job and has not been reported yet; once."""
+        return 0.0
+
+    def training_set(
+        self,
+        lake: str,
+        days: Sequence[str],
+        on_day: OnDay,
+        on_usage: OnUsage | None = None,
+        *,
+        then_predictions: bool = False,
+    ) -> None:
         """Makes the training sets of the days of the lake with this root.
 
         `on_day` gets each day's manifest as soon as it is known to be committed, at once if the day is there already.
         `on_usage` is called once if a cluster was needed, when it is gone, also if the job failed. Raises
-        FailedDaysError when some days failed.
+        FailedDaysError when some days failed. With `then_predictions` the cluster may be kept for those of the same
+        run, where that is cheaper than a second one.
         """
-        self._run("training_set", lake, days, on_day, on_usage, {})
+        self._run("both" if then_predictions else "training_set", lake, days, on_day, on_usage, {})
 
     def predictions(
         self, lake: str, days: Sequence[str], model: str, on_day: OnDay, on_usage: OnUsage | None = None
@@ -111,7 +126,7 @@ class Spark(dg.ConfigurableResource[None]):
             rows[manifest.date] = manifest.rows
             on_day(manifest)
 
-        began, seconds = time.monotonic(), 0.0
+        began, seconds = time.monotonic() - self.unpaid_seconds(), 0.0
         try:
             with self.cluster() as cluster:
                 submitted = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 
 from mlops_assets.assets.notices import NOTICES
 from mlops_assets.automation.reap_clusters import reap_clusters
-from mlops_assets.resources.ephemeral import MODELS, RUN
+from mlops_assets.resources.ephemeral import JOBS, RUN
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.spark import LocalSpark, Spark
 from mlops_assets_tests.resources.fake_cloud import Cloud, FakeCloudSpark
@@ -86,7 +86,7 @@ def test_a_cluster_that_does_not_go_fails_the_job_after_the_others_are_deleted(
 
 
 def test_the_model_of_a_killed_run_goes_too(instance: dg.DagsterInstance, tmp_path: Path) -> None:
-    models = tmp_path / "lake" / MODELS
+    models = tmp_path / "lake" / JOBS
     kept, gone = (models / run_in(instance, status) for status in (STATUSES.STARTED, STATUSES.FAILURE))
     for folder in (kept, gone):
         folder.mkdir(parents=True)

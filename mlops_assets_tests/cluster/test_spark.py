@@ -55,9 +55,7 @@ def lake(spark_rig: SparkRig) -> Iterator[Lake]:
 
 def content(lake: Lake) -> dict[str, bytes]:
     """Every object of the lake by its key."""
-    keys = [
-        key for folder in ("raw_clicks", "training_set", "_staging", "_models") for key in lake.storage.list(folder)
-    ]
+    keys = [key for folder in ("raw_clicks", "training_set", "_staging", "_jobs") for key in lake.storage.list(folder)]
     return {key: lake.storage.get(key)[0] for key in keys}  # type: ignore[index]
 
 
@@ -205,4 +203,4 @@ def test_predictions_take_their_model_along(spark_rig: SparkRig, lake: Lake, tmp
         spark.predictions(each.root, DAYS[:1], str(model), lambda _: None)
     there, here = (each.require("batch_predictions", DAYS[0]) for each in (lake, local))
     assert (there.version, there.rows) == (here.version, CLICKS)
-    assert not lake.storage.list("_models")
+    assert not lake.storage.list("_jobs")

@@ -208,7 +208,7 @@ def test_the_model_goes_along_through_the_lake_and_is_gone_afterwards(
     with pytest.raises(KeyboardInterrupt):
         spark.predictions(lake.root, DAYS, str(model), lambda _: None)
     assert arrived == [{path.name: path.read_bytes() for path in model.iterdir()}]
-    assert not list(Path(lake.root).rglob("_models/**/*"))
+    assert not list(Path(lake.root).rglob("_jobs/**/*"))
 
 
 @settings(deadline=None)
@@ -232,7 +232,9 @@ def test_whatever_happens_a_cluster_is_left_only_if_its_cloud_refuses_to_delete_
     assert bool(spark.cloud_used.existing) is (refused >= ephemeral.DELETE_ATTEMPTS)
 
 
-@pytest.mark.parametrize("name", ["MLOPS_SPARK_DEADLINE_MINUTES", "MLOPS_SPARK_PRICE_PER_HOUR"])
+@pytest.mark.parametrize(
+    "name", ["MLOPS_SPARK_DEADLINE_MINUTES", "MLOPS_SPARK_PRICE_PER_HOUR", "MLOPS_SPARK_HOLD_MINUTES"]
+)
 def test_the_settings_of_all_forms_come_from_the_environment(name: str) -> None:
     field = name.removeprefix("MLOPS_SPARK_").lower()
     assert common_settings({name: "12.5", "MLOPS_CODE_LOCATION": "clicks"}) == {field: 12.5, "code_location": "clicks"}
