@@ -318,6 +318,7 @@ def test_only_a_run_that_makes_the_predictions_too_may_keep_a_cluster(
     seen = list[bool]()
     monkeypatch.setattr(LocalSpark, "training_set", training_set)
     land(tmp_path, DAY, 2_000)
+    (tmp_path / "instance").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "instance")) as instance:
         for assets in (("raw_clicks", "training_set"), ("raw_clicks", "training_set", "batch_predictions")):
             run(tmp_path, instance, assets, [DAY])
