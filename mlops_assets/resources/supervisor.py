@@ -39,7 +39,11 @@ Template = dict[str, Any]
 
 
 class RollError(Exception):
-    """A roll cannot go on; the text is the reason that is recorded."""
+    """A roll cannot go on; the text is the reason that is recorded. `transient`: it is not the image's fault."""
+
+    def __init__(self, reason: str, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
 
 
 def write_json(file: Path, document: object, mode: int = 0o600) -> None:
@@ -188,7 +192,7 @@ class Supervisor:
     def recover(self) -> None:
         """Brings back the workers of the last good template; a roll that was under way counts as undone."""
         if rolling := self.state["rolling"]:
-            self.finish(rolling, "undone", "the supervisor was killed during the roll")
+            self.finish(rolling, "undone", "the supervisor was killed during the roll", transient=True)
         is_newest = read_json(self.folder / "desired.json").get("generation", 0) <= self.state["generation"]
         if self.state["current"] and is_newest:  # else the next roll starts them, from the newer template
             for _ in range(self.state["replicas"]):
@@ -209,12 +213,20 @@ class Supervisor:
             self.stop([w for w in self.workers if w.template != previous])
             while len(self.workers) < replicas and not self.stopping:
                 self.start(previous)
-            self.finish(desired, "undone", str(failure))
+            self.finish(desired, "undone", str(failure), transient=failure.transient)
         else:
             verdict = "unchanged" if template == previous else "rolled"
             self.finish(desired, verdict, "", {"current": template, "replicas": desired["replicas"]})
 
-    def finish(self, desired: dict[str, Any], verdict: str, reason: str, changes: Mapping[str, Any] = {}) -> None:
+    def finish(
+        self,
+        desired: dict[str, Any],
+        verdict: str,
+        reason: str,
+        changes: Mapping[str, Any] = {},
+        *,
+        transient: bool = False,
+    ) -> None:
         """Records how a roll ended, all at once."""
         rollout = {
             "verdict": verdict,
@@ -222,6 +234,7 @@ class Supervisor:
             "previous": self.state["current"] and self.state["current"]["digest"],
             "reason": reason,
             "seconds": round(time.time() - desired["began"], 3),
+            "transient": transient,
         }
         self.state |= {**changes, "generation": desired["generation"], "rolling": None, "rollout": rollout}
         self.write()
@@ -252,7 +265,9 @@ class Supervisor:
                 raise RollError(f"{worker.name} crashed {worker.crashes} times: {worker.last_words()}")
             if time.monotonic() > deadline:
                 crashes = f" (it crashed {worker.crashes} times: {worker.last_words()})" if worker.crashes else ""
-                raise RollError(f"{worker.name} was not ready before the deadline{crashes}")
+                others = [w for w in self.workers if w.template != worker.template]
+                is_alone = not any(self.is_available(w) for w in others)  # as without a Kafka
+                raise RollError(f"{worker.name} was not ready before the deadline{crashes}", transient=is_alone)
             self.tick()
 
     def is_available(self, worker: Worker) -> bool:

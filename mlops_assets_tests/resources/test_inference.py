@@ -132,7 +132,7 @@ def test_a_bad_image_is_undone(fleet: Fleet, version: str, deadline: float, reas
     good = fleet.roll("v1").digest
     before = {w.name for w in fleet.resource.status().workers}
     rollout = fleet.roll(version, deadline)
-    assert (rollout.verdict, rollout.previous) == ("undone", good)
+    assert (rollout.verdict, rollout.previous, rollout.transient) == ("undone", good, False)
     assert reason in rollout.reason
     status = fleet.resource.status()
     assert (status.digest, status.last_rollout) == (good, rollout)
@@ -143,8 +143,14 @@ def test_a_bad_image_is_undone(fleet: Fleet, version: str, deadline: float, reas
 
 def test_a_first_image_that_fails_leaves_nothing_behind(fleet: Fleet) -> None:
     rollout = fleet.roll("crashing")
-    assert (rollout.verdict, rollout.previous) == ("undone", None)
+    assert (rollout.verdict, rollout.previous, rollout.transient) == ("undone", None, False)
     assert fleet.resource.status().workers == ()
+
+
+def test_a_worker_that_is_not_ready_where_nobody_is_does_not_blame_the_image(fleet: Fleet) -> None:
+    """As without a Kafka: the roll is worth asking for again."""
+    rollout = fleet.roll("never-ready", deadline=2)
+    assert (rollout.verdict, rollout.transient) == ("undone", True)
 
 
 def test_a_corrupt_or_unknown_image_touches_no_worker(fleet: Fleet) -> None:
@@ -176,7 +182,7 @@ def test_a_supervisor_killed_in_mid_roll_ends_as_undone(fleet: Fleet) -> None:
     os.kill(fleet.supervisor(), signal.SIGKILL)
     caller.join(60)
     assert results[0].verdict == "undone"
-    assert results[0].reason == "the supervisor was killed during the roll"
+    assert (results[0].reason, results[0].transient) == ("the supervisor was killed during the roll", True)
     eventually(lambda: fleet.workers() == [good] * REPLICAS)
     assert len(fleet.processes()) == REPLICAS + 1
 
