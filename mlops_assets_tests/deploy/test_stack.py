@@ -35,7 +35,7 @@ from mlops_assets_tests.deploy.compose import DEPLOY, example_variables, load
 from mlops_assets_tests.deploy.processes import Machine, kafka_tools
 from mlops_assets_tests.inference.tiny_model import write_model
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 SECONDS = 30
 
 LAUNCH = """mutation {
@@ -99,7 +99,7 @@ def prometheus(machine: Machine, path: str, **parameters: str) -> Any:
     return requests.get(url, params=parameters, timeout=SECONDS).json()["data"]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

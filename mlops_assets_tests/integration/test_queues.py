@@ -54,8 +54,8 @@ def test_an_operator_does_not_wait_behind_a_backfill(server: DagsterServer, tmp_
     def statuses() -> Counter[str]:
         return Counter(run["status"] for run in server.runs("__ASSET_JOB"))
 
-    expected = Counter(STARTED=2, QUEUED=18)
-    wait_until(lambda: statuses() == expected, "two of the twenty run, the others wait")
+    expected = Counter(STARTED=4, QUEUED=16)
+    wait_until(lambda: statuses() == expected, "two days run and two of the backfill, the others wait")
     override = server.launch_job("override", config={"ops": {"record_override": {"config": WORD}}})
     roll(server, "sha256:a")
     wait_until(lambda: begun(tmp_path, "rollout", "sha256:a") is not None, "the roll begins")
