@@ -208,12 +208,12 @@ def serve(
     """
     import dagster as dg  # it takes a while
 
-    from mlops_assets.automation.lost_runs import fail_lost_runs
+    from mlops_assets.automation.lost_runs import fail_lost_runs, running
 
     prepare_instance(home)
     with only_one(home) as lock, (home / "dagster.log").open("ab") as log:
         with dg.DagsterInstance.from_config(str(home)) as instance:
-            fail_lost_runs(instance)
+            fail_lost_runs(instance, running(instance))
         port = port or free_port()
         process = subprocess.Popen(
             dagster_command(port, module),
