@@ -23,7 +23,11 @@ def test_cluster_ids_differ() -> None:
 
 
 def process_with(argument: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(argument)])
+    program = "import time; print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program, str(argument)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()  # a process that just begins has no command line yet
+    return process
 
 
 def test_a_broker_is_found_and_ended_on_a_machine_without_ps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
