@@ -72,11 +72,12 @@ class Production:
 
     def tick(self, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult | None:
         """One tick of the sensor, and the run that it requests, if any."""
-        with dg.build_sensor_context(instance=instance, cursor=self.cursor, definitions=self.definitions) as context:
-            answer = rollout.champion_changed(context, lake=self.lake, fleet=self.fleet)
-        if not isinstance(answer, dg.SensorResult):
-            return None
-        self.cursor = answer.cursor
+        resources = {"lake": self.lake, "fleet": self.fleet}
+        with dg.build_sensor_context(
+            instance=instance, cursor=self.cursor, resources=resources, definitions=self.definitions
+        ) as context:
+            answer = rollout.champion_changed.evaluate_tick(context)
+        self.cursor = answer.cursor or self.cursor
         if not answer.run_requests:
             return None
         job = self.definitions.resolve_job_def("rollout")
