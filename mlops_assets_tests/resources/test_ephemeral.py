@@ -21,18 +21,7 @@ from mlops_assets_tests.resources.fake_cloud import NOW, Cloud, FakeCloudSpark
 from mlops_assets_tests.resources.test_spark import commit
 from mlops_assets_tests.spark.raw_days import DAYS, write_raw
 
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ephemeral, "DELETE_SECONDS", 0.001)
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    lake = Lake(str(tmp_path / "lake"))
-    for day in DAYS:
-        write_raw(lake, day, clicks=100)
-    return lake
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from dagster._utils.interrupts import capture_interrupts
 
 from mlops_assets.lake.manifest import Manifest
 from mlops_assets.lake.store import Lake
-from mlops_assets.resources import ephemeral
 from mlops_assets.resources.dataproc import DataprocSpark
 from mlops_assets.resources.emr import EmrSpark
 from mlops_assets.resources.ephemeral import Phase, Status, common_settings
@@ -31,17 +30,7 @@ from mlops_assets_tests.spark.raw_days import DAYS, write_raw
 DAY = DAYS[0]
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ephemeral, "DELETE_SECONDS", 0.001)
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    lake = Lake(str(tmp_path / "lake"))
-    for day in DAYS:
-        write_raw(lake, day, clicks=100)
-    return lake
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 @pytest.fixture
