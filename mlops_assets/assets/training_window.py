@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 
 import dagster as dg
 from dagster import DagsterEventType
@@ -27,8 +28,17 @@ training_window = dg.AssetSpec(
 
 def window_versions(lake: Lake, day: str) -> dict[str, str]:
     """The versions of the training sets in the window of `day`, by day, in order; without any that fails its checks."""
-    found = {each: lake.manifest(TRAINING_SET, each) for each in window_of(day)}
-    return {each: manifest.version for each, manifest in found.items() if manifest and is_fit(lake, TRAINING_SET, each)}
+    return _versions(day, partial(_version, lake))
+
+
+def _versions(day: str, version_of: Callable[[str], str | None]) -> dict[str, str]:
+    found = {each: version_of(each) for each in window_of(day)}
+    return {each: version for each, version in found.items() if version}
+
+
+def _version(lake: Lake, day: str) -> str | None:
+    manifest = lake.manifest(TRAINING_SET, day)
+    return manifest.version if manifest and is_fit(lake, TRAINING_SET, day) else None
 
 
 def observe_windows(context: dg.AssetExecutionContext, lake: Lake, made: Iterable[str]) -> None:
@@ -37,8 +47,9 @@ def observe_windows(context: dg.AssetExecutionContext, lake: Lake, made: Iterabl
     known = context.instance.event_log_storage.get_latest_tags_by_partition(
         training_window.key, DagsterEventType.ASSET_OBSERVATION, [DATA_VERSION]
     )
+    version_of = cache(partial(_version, lake))  # each day lies in seven windows
     for day in sorted(affected):
-        versions = window_versions(lake, day)
+        versions = _versions(day, version_of)
         version = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
         if known.get(day, {}).get(DATA_VERSION) != version:
             context.log_event(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dagster as dg
 
-GRAPH = ("raw_clicks", "training_set", "candidate_model", "promoted_model", "deployed_image")
+from mlops_assets.partitions import GRAPH
 
 daily_graph = dg.define_asset_job(
     "daily_graph",
-    selection=[*GRAPH, "batch_predictions"],
+    selection=list(GRAPH),
     description="A day's clicks, from the landing file to the image that carries the day's champion, and its answers.",
 )

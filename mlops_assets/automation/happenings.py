@@ -20,7 +20,7 @@ FAILED_CHECK: Final = "DagsterAssetCheckFailedError"
 ROLLOUT: Final = "rollout"
 SENSOR: Final = "dagster/sensor_name"
 WAITS: Final = "The roll onto image {image} could not be carried out, and is tried again"
-WAITS_TODO: Final = "The old image serves. If this goes on, look at the registry, Kafka and the cluster."
+WAITS_REMEDY: Final = "The old image serves. If this goes on, look at the registry, Kafka and the cluster."
 REAPER: Final = "reap_clusters"
 ONGOING_SECONDS: Final = 24 * HOUR
 """How long the failures of a job that runs by the clock count as one, unless it succeeds in between."""
@@ -104,7 +104,9 @@ def _advice(run: FailedRun, link: Link) -> _Advice:
         todo = "Look for clusters with the label code-location in the cloud; delete those whose run has ended."
         return _Advice(f"ongoing {run.job}", "reaper", title, todo, ONGOING_SECONDS)
     if run.job == ROLLOUT and SENSOR in run.tags:
-        return _Advice(_waits(run.digest), "rolls", WAITS.format(image=short(run.digest)), WAITS_TODO, ONGOING_SECONDS)
+        return _Advice(
+            _waits(run.digest), "rolls", WAITS.format(image=short(run.digest)), WAITS_REMEDY, ONGOING_SECONDS
+        )
     if backfill := run.tags.get("dagster/backfill"):
         todo = f"Once the cause is mended, launch the failed days again: {link(f'runs/b/{backfill}')}"
         return _Advice(key, f"backfill {backfill}", title, todo)
@@ -141,7 +143,7 @@ def of_roll(roll: Roll, link: Link) -> Message | None:
     if roll.verdict == "undone" and roll.transient:
         key, remember = _waits(roll.digest), ONGOING_SECONDS
         title = WAITS.format(image=short(roll.digest))
-        text = f"{shortened(roll.reason)}\n{WAITS_TODO}"
+        text = f"{shortened(roll.reason)}\n{WAITS_REMEDY}"
     elif roll.verdict == "overtaken":
         title = f"The roll onto image {short(roll.digest)} was overtaken by another"
         text = f"{shortened(roll.reason)}\nSee `inference_deployment` for what runs; roll again if it is the wrong one."

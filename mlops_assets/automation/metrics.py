@@ -17,18 +17,10 @@ from prometheus_client.registry import Collector
 from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.tell_people import read_outbox
 from mlops_assets.modelling.ledger import Entry, replay
-from mlops_assets.partitions import daily
+from mlops_assets.partitions import GRAPH, daily
 from mlops_assets.resources.environment import EPHEMERAL_SPARK
 from mlops_assets.resources.lake import LakeResource
 
-DAYS_OF: Final = (
-    "raw_clicks",
-    "training_set",
-    "candidate_model",
-    "promoted_model",
-    "deployed_image",
-    "batch_predictions",
-)
 SPARK_ASSETS: Final = ("training_set", "batch_predictions")
 JOBS: Final = ("daily_graph", "rollout", "override", "reap_clusters")
 WINDOW_DAYS: Final = 30
@@ -137,7 +129,7 @@ class Vitals(Collector):
         newest = GaugeMetricFamily("mlops_newest_day_timestamp_seconds", "Begin of the newest day", labels=["asset"])
         expected = expected_days(datetime.now(UTC), self._due_hours)
         window = set(expected)
-        for name in DAYS_OF:
+        for name in GRAPH:
             asset = dg.AssetKey(name)
             kind = dg.DagsterEventType.ASSET_MATERIALIZATION
             latest = self._instance.get_latest_storage_id_by_partition(asset, kind)

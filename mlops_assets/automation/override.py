@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from mlops_assets.assets.deployed_image import publish
-from mlops_assets.assets.promoted_model import align_alias, ledger, production_champion, record
+from mlops_assets.assets.promoted_model import align_alias, ledger, record
 from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry, replay, time_after
 from mlops_assets.resources.images import Images
@@ -43,18 +43,19 @@ def record_override(
     entries = ledger(store)
     # An attempt that a server or a kill cut short may have come as far as the ledger.
     repeated = context.retry_number > 0 or context.run.parent_run_id is not None
-    if not (repeated and entries and _decided(entries[-1]) == config.model_dump()):
-        entry = _entry(config, entries)
-        champion = replay([*entries, replace(entry, time=time_after(entries))]).champion
-        if champion:
-            publish(store, champion, mlflow, images)  # first: what can't be deployed must not be decided
-        record(store, mlflow, entry)
-    align_alias(store, mlflow)
-    champion = production_champion(store)
+    is_recorded = repeated and bool(entries) and _decided(entries[-1]) == config.model_dump()
+    if not is_recorded:
+        entries = [*entries, replace(_entry(config, entries), time=time_after(entries))]
+    champion = replay(entries).champion
+    # The image comes first: what can't be deployed must not be decided.
+    digest = publish(store, champion, mlflow, images) if champion else None
+    if is_recorded:
+        align_alias(store, mlflow)
+    else:
+        record(store, mlflow, entries[-1])
     if champion is None:
         context.log.warning("no champion is left; the fleet keeps what it runs")
         return
-    digest = publish(store, champion, mlflow, images)
     context.log.info(f"champion is now {champion.model_version}, image {digest}; the sensor rolls it out")
 
 
