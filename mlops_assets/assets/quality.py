@@ -16,7 +16,7 @@ from mlops_assets.assets import metadata
 from mlops_assets.assets.thresholds import THRESHOLDS, Thresholds
 from mlops_assets.lake.ingest import DATASET as RAW_CLICKS
 from mlops_assets.lake.landing import Landing
-from mlops_assets.lake.manifest import Manifest, MissingPartitionError
+from mlops_assets.lake.manifest import Manifest
 from mlops_assets.lake.store import Lake
 from mlops_assets.partitions import FIRST_DAY, LAST_DAY, training_window
 from mlops_assets.spark.training_set import DATASET as TRAINING_SET
@@ -168,12 +168,16 @@ BLOCKING: Final[Mapping[str, Mapping[str, Callable[[Lake, str], Judgement]]]] = 
 """The blocking judgements of a day, by asset and name of the check."""
 
 
-def is_fit(lake: Lake, asset: str, day: str) -> bool:
-    """Whether a day of `asset` passes its blocking checks, or what they compare it with is gone by now."""
-    try:
-        return all(judge(lake, day)[0] for judge in BLOCKING[asset].values())
-    except MissingPartitionError:
+def is_fit_to_learn_from(lake: Lake, training_set: Manifest) -> bool:
+    """Whether a day's training set passes its blocking checks.
+
+    They compare it with the raw clicks that it was made of. Where these are gone, or others have replaced them and were
+    refused, it passed when it was made, and stays.
+    """
+    raw, day = lake.manifest(RAW_CLICKS, training_set.date), training_set.date
+    if raw is None or training_set.inputs.get(RAW_CLICKS) != raw.version:
         return True
+    return all(judge(lake, day)[0] for judge in BLOCKING[TRAINING_SET].values())
 
 
 def insist(context: dg.AssetExecutionContext, lake: Lake, asset: str, day: str) -> None:

@@ -9,7 +9,7 @@ import dagster as dg
 from dagster import DagsterEventType
 
 from mlops_assets.assets.landing import DATA_VERSION
-from mlops_assets.assets.quality import is_fit
+from mlops_assets.assets.quality import is_fit_to_learn_from
 from mlops_assets.lake.store import Lake
 from mlops_assets.partitions import TRAINING_WINDOW_DAYS, daily, days_before, trained_with
 from mlops_assets.partitions import training_window as window_of
@@ -38,7 +38,7 @@ def _versions(day: str, version_of: Callable[[str], str | None]) -> dict[str, st
 
 def _version(lake: Lake, day: str) -> str | None:
     manifest = lake.manifest(TRAINING_SET, day)
-    return manifest.version if manifest and is_fit(lake, TRAINING_SET, day) else None
+    return manifest.version if manifest and is_fit_to_learn_from(lake, manifest) else None
 
 
 def observe_windows(context: dg.AssetExecutionContext, lake: Lake, made: Iterable[str]) -> None:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlops_assets.assets.quality import BLOCKING, accept, day_is_whole, no_line_lost
 from mlops_assets.assets.thresholds import Thresholds
+from mlops_assets.assets.training_window import window_versions
 from mlops_assets.lake import ingest as ingest_module
 from mlops_assets.lake.importing import import_files, sources_of
 from mlops_assets.lake.ingest import ingest
@@ -20,6 +23,7 @@ from mlops_assets_tests.assets.graph import run
 
 DAYS = ["2017-11-06", "2017-11-07", "2017-11-08"]
 ALL_DAY = range(24)
+SCHEMA = pa.schema([pa.field("app", pa.uint16(), nullable=False)])
 
 
 def lines(day: str, clicks: int, hours: Sequence[int] = ALL_DAY, installs: int = 3) -> bytes:
@@ -186,3 +190,29 @@ def test_real_days_that_begin_at_16_o_clock_pass(tmp_path: Path) -> None:
     for day in DAYS:
         ingest(landing, lake, day)
         assert blocked(lake, day) == []
+
+
+def test_a_good_training_set_stays_in_the_windows_when_bad_clicks_replace_the_days(tmp_path: Path) -> None:
+    """Its new clicks were refused, so no other training set was made: it is not to be compared with them."""
+    lake = ingested(tmp_path, DAYS[0])
+    raw = lake.require("raw_clicks", DAYS[0])
+    commit(lake, "training_set", DAYS[0], rows=raw.rows, installs=raw.metadata["installs"], raw_clicks=raw.version)
+    assert list(window_versions(lake, DAYS[1])) == [DAYS[0]]
+    ingested(tmp_path, DAYS[0], clicks=240)
+    assert list(window_versions(lake, DAYS[1])) == [DAYS[0]]
+
+
+def test_a_training_set_that_lost_clicks_of_its_own_is_in_no_window(tmp_path: Path) -> None:
+    lake = ingested(tmp_path, DAYS[0])
+    raw = lake.require("raw_clicks", DAYS[0])
+    commit(lake, "training_set", DAYS[0], rows=raw.rows - 1, installs=raw.metadata["installs"], raw_clicks=raw.version)
+    assert not window_versions(lake, DAYS[1])
+
+
+def commit(lake: Lake, dataset: str, day: str, *, rows: int, installs: int, raw_clicks: str) -> None:
+    """A training set of so many clicks, all alike, that was made of that version of the raw ones."""
+    with lake.stage(dataset, day) as staging:
+        with staging.part(SCHEMA, 0) as part:
+            part.write_rows(pa.record_batch([pa.array(np.zeros(rows), SCHEMA.field(0).type)], schema=SCHEMA))
+        metadata = {"installs": installs}
+        staging.commit([part.staged], inputs={"raw_clicks": raw_clicks}, code_version="1", metadata=metadata)

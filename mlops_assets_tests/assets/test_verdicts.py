@@ -41,7 +41,7 @@ class World:
     def manifest(self, _: str, day: str) -> Any:
         if day not in self.landed:
             return None
-        return SimpleNamespace(version=str(self.landed[day]), rows=1, metadata={"installs": 0})
+        return SimpleNamespace(version=str(self.landed[day]), date=day, inputs={}, rows=1, metadata={"installs": 0})
 
     require = manifest
 
