@@ -74,6 +74,8 @@ class EmrSpark(EmrCluster):
             (step,) = client().list_steps(ClusterId=cluster)["Steps"]
             # Asked second: it holds the reason of a step that was cancelled.
             status = client().describe_cluster(ClusterId=cluster)["Cluster"]["Status"]
+            if status["State"] in _ENDED:  # the step may have ended well between the two questions
+                (step,) = client().list_steps(ClusterId=cluster)["Steps"]
         self._steps[cluster] = step["Id"]
         reason, state = _reason(status), step["Status"]["State"]
         if state == EmrStepState.Completed.value:

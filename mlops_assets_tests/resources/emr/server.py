@@ -40,6 +40,7 @@ class World:
     keeps_logs: bool = False  # for too long, that is
     throttled: int = 0
     lost_answers: int = 0
+    before: Callable[[str], None] = lambda call: None  # when a call came, and has no answer yet
     on_create: Callable[[], None] = lambda: None  # when the cluster is there, and nobody was told
     requests: list[Any] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Front:
         if UNKNOWN.encode() in body:  # on which moto fails
             start("400 Bad Request", [("Content-Type", "application/x-amz-json-1.1")])
             return [b'{"__type": "InvalidRequestException", "Message": "Specified job flow ID not valid"}']
+        self.world.before(call)
         began: list[Any] = []
         answer = list(self.moto({**environ, "wsgi.input": BytesIO(body)}, lambda *said: began.append(said)))
         if call == "RunJobFlow":

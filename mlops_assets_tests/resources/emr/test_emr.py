@@ -6,6 +6,7 @@ import _thread
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_a_job_that_succeeds_without_a_manifest_has_failed(spark: EmrSpark, worl
     with pytest.raises(FailedDaysError, match=f"{DAYS[0]}: ClusterError: the job succeeded, this day not committed"):
         spark.training_set(lake.root, DAYS[:1], lambda _: None)
     assert not world.left()
+
+
+def test_a_job_that_ends_between_two_questions_is_not_taken_for_failed(spark: EmrSpark, world: World) -> None:
+    asked = threading.Event()
+    world.play = lambda words: (asked.wait(30), "")
+
+    def end_the_job(call: str) -> None:
+        if call == "DescribeCluster" and world.clusters()[-1].steps[0].state == "RUNNING":
+            asked.set()
+            while world.clusters()[-1].state == "RUNNING":
+                time.sleep(0.01)
+
+    world.before = end_the_job
+    cluster = spark.create(spark.labels(), COMMAND)
+    phase = Phase.STARTING
+    while phase in (Phase.STARTING, Phase.RUNNING):
+        phase = spark.reconcile(cluster, COMMAND).phase
+        time.sleep(0.01)
+    assert phase is Phase.SUCCEEDED
 
 
 def test_a_job_that_fails_says_why_and_its_late_log_is_waited_for(
