@@ -4,19 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import psutil
 import pyarrow as pa
 import pytest
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
 from mlops_assets.clicks.schema import Clicks
+from mlops_assets.clicks.synthetic import generate_day
 from mlops_assets.lake.manifest import Manifest, MissingPartitionError
 from mlops_assets.lake.store import Lake, Staging
 from mlops_assets.lake.tables import RAW_CLICKS, TRAINING_SET, raw_rows
@@ -85,6 +90,39 @@ def test_rows_of_a_part_are_whole_ips_in_arrival_order(
     parts = [pl.read_parquet(uri) for uri in lake.uris(manifest)]
     assert all(part["arrival"].is_sorted() for part in parts)
     assert sum(part["ip"].n_unique() for part in parts) == pl.concat(parts)["ip"].n_unique()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_an_ip_of_five_million_clicks_fits_into_a_worker_of_a_gigabyte(spark: SparkSession, lake: Lake) -> None:
+    first = 0
+    with lake.stage("raw_clicks", DAYS[0]) as staging:
+        with staging.part(RAW_CLICKS, 0) as part:
+            for each in generate_day(date.fromisoformat(DAYS[0]), 5_000_000, seed=1):
+                part.write_rows(raw_rows(replace(each, ip=np.full(len(each), 7, np.uint32)), first))
+                first += len(each)
+        staging.commit([part.staged], inputs={}, code_version="1")
+    peak = 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.05):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "pyspark.daemon" in process.cmdline():
+                        peak = max(peak, process.memory_info().rss)
+
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        (manifest,) = training_set.run(spark, lake.root, [DAYS[0]])
+    finally:
+        ended.set()
+        watcher.join()
+    last = pl.read_parquet(lake.uris(manifest)).sort("arrival")["ip_count"]
+    assert last.equals(pl.Series("ip_count", range(1, len(last) + 1), pl.UInt32))
+    assert 0 < peak < 600 * 2**20, f"{peak / 2**20:.0f} MiB: the rest of a gigabyte is the JVM's"
 
 
 def test_there_is_exactly_one_shuffle(spark: SparkSession, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
