@@ -26,7 +26,6 @@ from mlops_assets.resources.kafka import LocalBroker
 from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS, create_topics
 
 MIB: Final = 2**20
-LATENCY_RATE: Final = 20_000
 LIVE_KEYS: Final = 1_000_000
 SECONDS: Final = 600
 DAY: Final = date(2017, 11, 10)
@@ -134,23 +133,24 @@ class Bench:
         reader.assign([TopicPartition(topic, number, 0) for number in range(INPUT_PARTITIONS)])
         return reader
 
-    def latency(self, seconds: float, *module: str) -> tuple[float, float]:
-        """p50 and p99 in milliseconds, from a click's timestamp in the input to when a read_committed reader has it."""
-        clicks = int(seconds * LATENCY_RATE)
-        create_topics(self.client, {"paced": INPUT_PARTITIONS})
-        with self.worker("paced", "paced-out", *module) as worker:
+    def latency(self, rate: int, seconds: float, *module: str) -> tuple[float, float]:
+        """p50 and p99 in milliseconds at `rate` clicks a second, from a click's timestamp in the input to when a
+        read_committed reader has its answer."""
+        clicks, source, output = int(seconds * rate), f"paced-{rate}", f"paced-{rate}-out"
+        create_topics(self.client, {source: INPUT_PARTITIONS})
+        with self.worker(source, output, *module) as worker:
             wait(worker.ready)
-            feeding = threading.Thread(target=self.fill, args=("paced", generated_lines(clicks, 8, DAY), LATENCY_RATE))
+            feeding = threading.Thread(target=self.fill, args=(source, generated_lines(clicks, 8, DAY), rate))
             feeding.start()
-            reader, arrived = self.reader("paced-out"), dict[bytes, float]()
+            reader, arrived = self.reader(output), dict[bytes, float]()
             while len(arrived) < clicks:
                 messages = reader.consume(5_000, 0.01)
                 now = time.time() * 1_000
                 arrived |= {m.key() or b"": now for m in messages if m.error() is None}
             feeding.join()
-        written, source = dict[bytes, float](), self.reader("paced")
+        written, inputs = dict[bytes, float](), self.reader(source)
         while len(written) < clicks:
-            for message in source.consume(10_000, 0.1):
+            for message in inputs.consume(10_000, 0.1):
                 written[(message.value() or b"").split(b",", 1)[0]] = message.timestamp()[1]
         warm = clicks // 5  # the first second or so warms up caches and connections
         spans = np.array([arrived[key] - written[key] for key in arrived if int(key) >= warm])

@@ -55,7 +55,7 @@ def send(
     """
     report, began = Report(), time.monotonic()
     settings = {
-        "linger.ms": 20,
+        "linger.ms": 5 if rate else 20,
         "compression.type": compression,
         "enable.idempotence": True,
         "partitioner": "murmur2_random",

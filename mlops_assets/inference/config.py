@@ -149,7 +149,7 @@ class Settings:
     metrics_port: int
     batch_clicks: int
     commit_interval: float
-    """Seconds of clicks in one transaction: what it adds to the latency, and divides a commit's cost by."""
+    """How many seconds a transaction may grow while there is a backlog, which divides a commit's cost."""
     start_from: str
     """Where to begin if Kafka has lost the offsets though clicks were answered: earliest, latest; empty: nowhere."""
     session_timeout_ms: int

@@ -55,6 +55,7 @@ class DeliveryError(RuntimeError):
 class _Batch:
     era: int
     outcome: Outcome
+    more: bool
 
 
 class Delivery:
@@ -77,9 +78,12 @@ class Delivery:
         """Why answers are not being committed right now; empty when they are."""
         threading.Thread(target=self._run, name="delivery", daemon=True).start()
 
-    def put(self, outcome: Outcome) -> None:
-        """Takes a batch, waiting for room if need be. Raises DeliveryError once delivery has failed for good."""
-        self._enqueue(_Batch(self._era, outcome), time.monotonic() + 2 * GIVE_UP_SECONDS)
+    def put(self, outcome: Outcome, more: bool = False) -> None:
+        """Takes a batch, waiting for room if need be; `more` says that another one is about to come.
+
+        Raises DeliveryError once delivery has failed for good.
+        """
+        self._enqueue(_Batch(self._era, outcome, more), time.monotonic() + 2 * GIVE_UP_SECONDS)
 
     def drain(self, seconds: float) -> None:
         """Returns when all that was put is committed. Raises DeliveryError if that takes longer than `seconds`."""
@@ -119,7 +123,7 @@ class Delivery:
             self._error = error
 
     def _transact(self, first: _Batch) -> threading.Event | None:
-        """Commits `first` and what arrives within the interval; the event that ended the interval, if one did."""
+        """Commits `first` and the batches that are ready behind it, or about to be; the event behind them, if any."""
         taken: list[_Batch] = []
         ended: list[threading.Event] = []
 
@@ -133,7 +137,7 @@ class Delivery:
                 if room <= 0 or left <= 0:
                     return
                 try:
-                    item = self._queue.get(timeout=left)
+                    item = self._queue.get(block=batch.more, timeout=left)
                 except queue.Empty:
                     return
                 if isinstance(item, threading.Event):
@@ -170,13 +174,13 @@ class Delivery:
         for batch in batches:
             self._produce(batch.outcome)
         began = time.monotonic()
-        self._settle(0)
         group = self.group
         # In this order: metadata of a later membership could commit batches of partitions that were lost before it.
         if any(batch.era != self._era for batch in taken):
             return False
         offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
         patiently(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_SECONDS), self._patience)
+        self._settle(0)
         patiently(lambda: self._producer.commit_transaction(CALL_SECONDS), self._patience)
         self._observe(taken, time.monotonic() - began)
         return True

@@ -99,7 +99,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(stream: NewStream) -> None:
     feeding = clicks.feed(40_000)
     # What it had committed is what its successor must count again.
     until(lambda: workers[0].metric('inference_transactions_total{outcome="committed"}') >= 2, 60, "two commits")
-    workers[0].kill()  # with a transaction open, since there always is one
+    workers[0].kill()  # in the middle of the stream
     time.sleep(0.5)
     restarted = clicks.worker(WORKER_ID="a")
     feeding.result()
