@@ -14,11 +14,13 @@ import pytest
 from mlops_assets.assets.quality import BLOCKING, accept, day_is_whole, no_line_lost
 from mlops_assets.assets.thresholds import Thresholds
 from mlops_assets.assets.training_window import window_versions
+from mlops_assets.automation.accept import accept_day
 from mlops_assets.lake import ingest as ingest_module
 from mlops_assets.lake.importing import import_files, sources_of
 from mlops_assets.lake.ingest import ingest
 from mlops_assets.lake.landing import HEADER, Landing
 from mlops_assets.lake.store import Lake
+from mlops_assets.resources.lake import LakeResource
 from mlops_assets_tests.assets.graph import run
 
 DAYS = ["2017-11-06", "2017-11-07", "2017-11-08"]
@@ -173,6 +175,26 @@ def test_a_person_may_accept_a_day_until_it_is_delivered_anew(tmp_path: Path) ->
     assert BLOCKING["raw_clicks"]["day_is_whole"](lake, day)[1]["accepted by"] == "ann"
     lake = ingested(tmp_path, day, hours=range(14))
     assert blocked(lake, day) == ["day_is_whole"]
+
+
+def test_the_job_accepts_a_day_for_a_reason_and_says_what_is_wrong_with_a_word(tmp_path: Path) -> None:
+    def asked(**word: str) -> str:
+        """Why the job's step failed; empty if it did not."""
+        given = {"day": DAYS[0], "decided_by": "ann", "reason": "a quiet day"} | word
+        done = accept_day.execute_in_process(
+            run_config={"ops": {"record_acceptance": {"config": given}}},
+            resources={"lake": LakeResource(root=str(lake.root))},
+            raise_on_error=False,
+        )
+        failures = [event.step_failure_data.user_failure_data for event in done.all_events if event.is_step_failure]
+        return "".join(str(failure and failure.description) for failure in failures)
+
+    lake = ingested(tmp_path, DAYS[0], installs=0)
+    assert "give both" in asked(reason=" ")
+    assert "2017-11-30" in asked(day="2017-11-30")
+    assert blocked(lake, DAYS[0]) == ["day_has_installs"]
+    assert asked() == ""
+    assert blocked(lake, DAYS[0]) == []
 
 
 def test_thresholds_come_from_the_environment_and_a_wrong_one_is_named() -> None:
