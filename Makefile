@@ -2,8 +2,8 @@
 SHELL := /bin/bash
 export PATH := $(PATH):$(CURDIR)/.tools/bin
 RUN := uv run --no-sync
-# Two files of tests at a time: they wait for servers more than they compute. More would need more memory.
-TWO := -n 2 --dist loadfile
+# Two tests at a time: they wait for servers more than they compute. More would need more memory.
+TWO := -n 2 --dist
 CLICKS ?=
 # Not ?=: shells read a variable of this name too, for another purpose.
 ENV = embedded
@@ -22,10 +22,10 @@ ui: setup ## Dagster's UI on the demo's instance
 	@$(RUN) mlops-assets ui --environment $(ENV)
 
 test: lint ## lint, types, layers, and the everyday tests
-	$(RUN) pytest -m "not integration and not faults and not cluster" -rs $(TWO)
+	$(RUN) pytest -m "not integration and not faults and not cluster" -rs $(TWO) loadfile
 
 test-integration: setup ## on real servers, started here: Kafka, S3, Postgres, MLflow; what can't be had is skipped
-	$(RUN) pytest -m "integration and not faults" -rs $(TWO)
+	$(RUN) pytest -m "integration and not faults" -rs $(TWO) worksteal
 
 e2e: setup ## from promoted model to running pods on the Kubernetes of KUBECONFIG, with load on
 	@$(RUN) python -m benchmarks.e2e $(ARGS)
