@@ -8,7 +8,7 @@ CLICKS ?=
 # Not ?=: shells read a variable of this name too, for another purpose.
 ENV = embedded
 
-.PHONY: help setup demo ui test test-fresh test-integration test-faults test-cluster e2e lint format bench-gate bench-features bench-inference
+.PHONY: help setup demo ui test test-fresh test-integration test-faults test-cluster e2e lint format bench-gate bench-features bench-inference bench-recovery
 help: ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -57,3 +57,6 @@ bench-features: setup ## the Spark features against the original's and Polars
 
 bench-inference: setup ## the service against the original's loop and an echo
 	@$(RUN) python -m benchmarks.inference $(ARGS)
+
+bench-recovery: setup ## how long nobody answers after a kill or a rebalance, late in the day, with and without snapshots
+	@$(RUN) python -m benchmarks.recovery $(ARGS)

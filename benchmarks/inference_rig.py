@@ -57,7 +57,7 @@ class Worker:
     def metric(self, name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
             lines = [line.split(" ") for line in answer.read().decode().splitlines()]
-        return float(next(line[1] for line in lines if line[0] == name))
+        return float(next((line[1] for line in lines if line[0] == name), 0))
 
 
 class Bench:
@@ -76,11 +76,11 @@ class Bench:
         return report.confirmed
 
     @contextmanager
-    def worker(self, source: str, output: str, *module: str, name: str = "0") -> Iterator[Worker]:
+    def worker(self, source: str, output: str, *module: str, name: str = "0", **changes: str) -> Iterator[Worker]:
         create_topics(self.client, {output: INPUT_PARTITIONS, f"{source}.dead-letter": 1})
         port = free_port()
         topics = {"INPUT_TOPIC": source, "OUTPUT_TOPIC": output, "GROUP_ID": output, "WORKER_ID": name}
-        env = {**os.environ, **self.broker.environment(), **topics, "METRICS_HOST": "127.0.0.1"}
+        env = {**os.environ, **self.broker.environment(), **topics, "METRICS_HOST": "127.0.0.1", **changes}
         with (self.scratch / f"{output}-{name}.log").open("ab") as log:
             command = [sys.executable, "-m", *module]
             process = psutil.Popen(command, env={**env, "METRICS_PORT": str(port)}, stdout=log, stderr=log)
@@ -114,11 +114,22 @@ class Bench:
 
     def committed(self, group: str, source: str = "input") -> Iterator[int]:
         """How many clicks a group has answered, from its committed offsets."""
+        for offsets in self.offsets(group, source):
+            yield sum(offsets)
+
+    def offsets(self, group: str, source: str = "input") -> Iterator[list[int]]:
+        """A group's committed offsets, by partition."""
         looker = Consumer(self.client | {"group.id": group})
         partitions = [TopicPartition(source, number) for number in range(INPUT_PARTITIONS)]
         while True:
-            yield sum(max(0, where.offset) for where in looker.committed(partitions, timeout=30))
+            yield [max(0, where.offset) for where in looker.committed(partitions, timeout=30)]
             time.sleep(0.02)
+
+    def size(self, topic: str) -> int:
+        """How many messages were written to it."""
+        looker = Consumer(self.client | {"group.id": "looker"})
+        places = [TopicPartition(topic, number) for number in range(INPUT_PARTITIONS)]
+        return sum(looker.get_watermark_offsets(place, timeout=30)[1] for place in places)
 
     def joined_answers(self, topic: str) -> Iterator[int]:
         """How many answers the original's joined messages hold."""

@@ -12,8 +12,9 @@ The one rule for wrong clocks, in batch and service alike. `click_time` is what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ SPAN: Final = 256
 VOTERS: Final = 64
 PATIENCE: Final = 65_536
 """Clicks after which fewer than VOTERS ips decide: what is kept must not grow for ever where few ips click."""
+
+_NEVER: Final = -(2**62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,27 @@ class Clock:
         said, when = ips[: spans * SPAN].reshape(spans, SPAN), times[: spans * SPAN].reshape(spans, SPAN)
         told = self._tell(said, when)
         return [Tick((number + 1) * SPAN - known, now) for number, now in enumerate(told)]
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """All that the clock knows, as arrays, for `load`."""
+        time = self._now.time if self._now else _NEVER
+        votes = np.array([*self._votes.items()], np.int64).reshape(-1, 2)
+        return {"ips": self._ips, "times": self._times, "votes": votes, "clock": np.array([time, self._clicks])}
+
+    @classmethod
+    def load(cls, saved: Mapping[str, NDArray[Any]]) -> Self:
+        """A clock that goes on where the one that was saved stopped."""
+        clock = cls()
+        clock._ips, clock._times = saved["ips"], saved["times"]
+        clock._votes = dict(saved["votes"].tolist())
+        time, clock._clicks = saved["clock"].tolist()
+        clock._now = None if time == _NEVER else Now(time)
+        return clock
+
+    @property
+    def now(self) -> Now | None:
+        """What it told last."""
+        return self._now
 
     def _tell(self, ips: NDArray[np.uint32], times: NDArray[np.int64]) -> list[Now | None]:
         """The time behind each span, shape (spans, SPAN), or None where it is not told."""

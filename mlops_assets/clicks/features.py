@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,28 @@ class RunningCounts:
                     result[rows, kinds[0] : kinds[-1] + 1] = _count(table, clicks, rows, kinds)
         return result
 
+    def save(self) -> dict[str, NDArray[Any]]:
+        """All counts as arrays, for `load`: of each window its length in seconds, its number and how many keys it has,
+        shape (w, 3); and the keys and counts of all windows, one after another."""
+        windows = [(*window, len(table)) for window, table in self._tables.items()]
+        items = [table.items() for table in self._tables.values()]
+        keys, counts = zip(*items, strict=True) if items else ((), ())
+        return {
+            "windows": np.array(windows, np.int64).reshape(-1, 3),
+            "keys": np.concatenate((np.empty(0, np.uint64), *keys)),
+            "counts": np.concatenate((np.empty(0, np.uint32), *counts)),
+        }
+
+    @classmethod
+    def load(cls, saved: Mapping[str, NDArray[Any]]) -> Self:
+        """Counts that go on where those that were saved stopped."""
+        counts, end = cls(), 0
+        for seconds, window, size in saved["windows"].tolist():
+            begin, end = end, end + size
+            table = counts._tables[seconds, window] = _Table(size)
+            table.add(saved["keys"][begin:end], saved["counts"][begin:end].astype(np.int64))
+        return counts
+
     def _table(self, seconds: int, window: int) -> _Table:
         """A window's table. A new one has room for as many keys as the window before had, so that it seldom grows."""
         if (table := self._tables.get((seconds, window))) is None:
@@ -129,6 +151,11 @@ class _Table:
         self._counts[slots] = before + amounts.astype(np.uint32)
         return before
 
+    def items(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """All keys, and their counts."""
+        used = np.flatnonzero(self._keys)
+        return self._keys[used], self._counts[used]
+
     def _allocate(self, keys: int) -> None:
         """Makes an empty table in which so many keys take at most 5 of 8 slots."""
         while 8 * keys > 5 << self._bits:
@@ -139,8 +166,7 @@ class _Table:
 
     def _reserve(self, more: int) -> None:
         if 8 * (self._used + more) > 5 << self._bits:
-            used = np.flatnonzero(self._keys)
-            keys, counts = self._keys[used], self._counts[used]
+            keys, counts = self.items()
             self._allocate(self._used + more)
             self._counts[self._slots(keys)] = counts
 

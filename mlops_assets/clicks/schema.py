@@ -47,6 +47,10 @@ class Clicks:
         taken: list[Any] = [None if column is None else column[index] for column in columns]
         return type(self)(*taken)
 
+    def bare(self) -> Self:
+        """The clicks without the columns that are not counted."""
+        return type(self)(self.ip, self.app, self.device, self.os, self.channel, self.time)
+
     @classmethod
     def concat(cls, batches: Sequence[Clicks]) -> Self:
         """All batches after one another. Raises ValueError without a batch, or if only some have an optional column."""

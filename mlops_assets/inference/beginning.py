@@ -14,19 +14,23 @@ from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import ASSIGN_SECONDS, CALL_SECONDS, ServiceError, patiently
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
+from mlops_assets.inference.snapshots import Saved, position_of
 
 log = logging.getLogger(__name__)
 
 
-def begin(consumer: Consumer, where: TopicPartition, settings: Settings, output: int, metrics: Metrics) -> Partition:
+def begin(
+    consumer: Consumer, where: TopicPartition, settings: Settings, output: int, metrics: Metrics, saved: Saved | None
+) -> Partition:
     """The partition as its committed offset and that one's metadata describe it; its answers go to partition `output`.
+    What was `saved` of it is used where less has then to be counted again.
 
     Raises ServiceError if it may have been answered before and nobody knows up to where.
     """
     low, high = _ends(consumer, where)
     number, first = where.partition, where.offset
     if not 0 <= first <= high:
-        first = _anew(consumer, where, settings, output, low, high)
+        first, saved = _anew(consumer, where, settings, output, low, high), None
     if first < low:
         metrics.lost.inc(low - first)
         log.error(
@@ -36,6 +40,9 @@ def begin(consumer: Consumer, where: TopicPartition, settings: Settings, output:
         )
     metadata = where.metadata or ""
     replay = min(first, int(metadata)) if metadata.isdecimal() else first
+    if saved and max(low, replay if metadata.isdecimal() else low) <= position_of(saved):
+        metrics.snapshots.labels("loaded").inc()
+        return Partition.load(saved, first)
     if replay < min(low, first):
         metrics.short.inc()
         log.error(

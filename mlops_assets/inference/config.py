@@ -152,6 +152,9 @@ class Settings:
     """How many seconds a transaction may grow while there is a backlog, which divides a commit's cost."""
     start_from: str
     """Where to begin if Kafka has lost the offsets though clicks were answered: earliest, latest; empty: nowhere."""
+    snapshot_topic: str
+    snapshot_seconds: int
+    """How old the snapshot of a partition's counts may become; 0: none are written or read."""
     session_timeout_ms: int
     transaction_timeout_ms: int
 
@@ -174,14 +177,17 @@ class Settings:
             batch_clicks=reader.number("BATCH_CLICKS", 8_000, 1, 100_000),
             commit_interval=reader.number("COMMIT_INTERVAL_MS", 200, 1, 10_000) / 1_000,
             start_from=reader.text("START_FROM").lower(),
+            snapshot_topic=reader.text("SNAPSHOT_TOPIC", f"{input_topic}.snapshots"),
+            snapshot_seconds=reader.number("SNAPSHOT_SECONDS", 30, 0, 86_400),
             session_timeout_ms=reader.number("SESSION_TIMEOUT_MS", 6_000, 1_000, 300_000),
             transaction_timeout_ms=reader.number("TRANSACTION_TIMEOUT_MS", 10_000, 1_000, 900_000),
         )
         if settings.start_from not in ("", "earliest", "latest"):
             reader.problems.append(f"START_FROM={settings.start_from!r} is neither earliest nor latest")
-        topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
+        topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic, settings.snapshot_topic]
         if len(set(topics)) < len(topics):
-            reader.problems.append(f"INPUT_TOPIC, OUTPUT_TOPIC and DEAD_LETTER_TOPIC must differ: {', '.join(topics)}")
+            names = "INPUT_TOPIC, OUTPUT_TOPIC, DEAD_LETTER_TOPIC and SNAPSHOT_TOPIC"
+            reader.problems.append(f"{names} must differ: {', '.join(topics)}")
         if 2_000 * settings.commit_interval > settings.transaction_timeout_ms:
             reader.problems.append(
                 f"COMMIT_INTERVAL_MS={1_000 * settings.commit_interval:.0f} is more than half of "

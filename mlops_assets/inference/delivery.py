@@ -19,7 +19,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import CALL_SECONDS, patiently
 from mlops_assets.inference.metrics import Metrics, reason_label
 from mlops_assets.inference.outcome import Outcome
+from mlops_assets.inference.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,10 @@ class _Batch:
 class Delivery:
     """Commits batches in the order of `put`."""
 
-    def __init__(self, producer: Producer, settings: Settings, metrics: Metrics) -> None:
-        self._producer, self._settings, self._metrics = producer, settings, metrics
+    def __init__(
+        self, producer: Producer, settings: Settings, metrics: Metrics, keep: Callable[[Snapshot], None]
+    ) -> None:
+        self._producer, self._settings, self._metrics, self._keep = producer, settings, metrics, keep
         self._patience = settings.transaction_timeout_ms / 1_000  # then Kafka itself has aborted the transaction
         self.group: Any = None
         """The consumer group's metadata of the moment, which prove that its offsets may be committed."""
@@ -233,6 +236,8 @@ class Delivery:
         self._metrics.transactions.labels("committed").inc()
         self._metrics.commit.observe(seconds)
         for outcome in (batch.outcome for batch in taken):
+            if outcome.snapshot:
+                self._keep(outcome.snapshot)
             self._metrics.clicks.inc(outcome.answered)
             for oldest, clicks in outcome.written:
                 self._metrics.latency.observe(np.array([now - oldest]), clicks)

@@ -54,6 +54,11 @@ class Metrics:
             "inference_lost_messages", "Deleted from the input before they were answered", registry=registry
         )
         self.short = Counter("inference_short_replays", "Counts rebuilt without their beginning", registry=registry)
+        text = "Of the counts, by what became of them: written, loaded, refused, failed"
+        self.snapshots = Counter("inference_snapshots", text, ["outcome"], registry=registry)
+        for outcome in ("written", "loaded", "refused", "failed"):
+            self.snapshots.labels(outcome)  # a series that begins at 0 shows its first event too
+        self.snapshot_bytes = Counter("inference_snapshot_bytes", "Written for snapshots", registry=registry)
         self.dead = Counter("inference_dead_letters", "Messages that are no click", ["reason"], registry=registry)
         self.transactions = Counter("inference_transactions", "Transactions", ["outcome"], registry=registry)
         self.rebalances = Counter("inference_rebalances", "Changes of the assignment", ["event"], registry=registry)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from confluent_kafka import TopicPartition
 
 from mlops_assets.inference.scoring import Answers
+from mlops_assets.inference.snapshots import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Outcome:
     """When the oldest of some clicks was written, in epoch seconds, and how many they are."""
     answers: Sequence[Answers]
     dead: list[DeadLetter]
+    snapshot: Snapshot | None = None
+    """Of a partition's counts behind this batch, to be written once that is committed."""
 
     @property
     def answered(self) -> int:

@@ -10,9 +10,9 @@ so whoever begins at `replay_from` comes to the same counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,12 +47,33 @@ class Partition:
     def __init__(self, position: int, first: int) -> None:
         self.position = position
         self.first = first
+        self.kept = position  # what lies before it has not to be counted again, once its snapshot is written
         self._counts = RunningCounts()
         self._clock = Clock()
         self._now: Now | None = None
         self._told = (position, position)  # behind which offsets the last two times were told
         self._begins: dict[int, int] = {}  # of each open day: from where it can be counted again
         self._waiting: tuple[list[Clicks], list[Clicks]] = ([], [])  # since the time before the last, since the last
+
+    def save(self) -> dict[str, NDArray[Any]]:
+        """All that is known at `position`, as arrays of its own, for `load`."""
+        waiting = {f"waiting_{age}": _rows(clicks) for age, clicks in enumerate(self._waiting)}
+        begins = np.array([*self._begins.items()], np.int64).reshape(-1, 2)
+        offsets = {"offsets": np.array([self.position, *self._told], np.int64), "begins": begins}
+        return self._counts.save() | self._clock.save() | offsets | waiting
+
+    @classmethod
+    def load(cls, saved: Mapping[str, NDArray[Any]], first: int) -> Self:
+        """The partition as it was saved, which goes on at its `position` then; answers begin at `first`."""
+        position, *told = saved["offsets"].tolist()
+        partition = cls(position, first)
+        partition._counts = RunningCounts.load(saved)
+        partition._clock = Clock.load(saved)
+        partition._now = partition._clock.now
+        partition._told = (told[0], told[1])
+        partition._begins = dict(saved["begins"].tolist())
+        partition._waiting = (_clicks(saved["waiting_0"]), _clicks(saved["waiting_1"]))
+        return partition
 
     def __len__(self) -> int:
         """How many keys are live."""
@@ -114,7 +135,7 @@ class Partition:
         # After a silence the first clicks are ahead of the clock too, and not wrong: this is for the metric only.
         ahead = clicks.time >= over + AHEAD if self._now else np.zeros(len(clicks), np.bool_)
         if elsewhere.any():
-            self._waiting[1].append(clicks.take(elsewhere))
+            self._waiting[1].append(clicks.take(elsewhere).bare())
         return Counted(self._counts.count(clicks, late if late.any() else None), late | (clicks.time < over), ahead)
 
     def _tell(self, now: Now) -> None:
@@ -152,3 +173,19 @@ class Partition:
         for part in self._waiting:
             part[:] = [clicks.take(np.isin(clicks.time // SECONDS_PER_DAY, kept)) for clicks in part]
             part[:] = [Clicks.concat(part)] if part else []
+
+
+def _rows(clicks: list[Clicks]) -> NDArray[np.int64]:
+    """Bare clicks as rows, shape (n, 6)."""
+    rows = [np.empty((0, 6), np.int64)]
+    for each in clicks:
+        columns: list[NDArray[Any]] = [each.ip, each.app, each.device, each.os, each.channel, each.time]
+        rows.append(np.column_stack([column.astype(np.int64) for column in columns]))
+    return np.concatenate(rows)
+
+
+def _clicks(rows: NDArray[np.int64]) -> list[Clicks]:
+    """The clicks of `_rows`, as one batch or none."""
+    ip, *ids, time = rows.T
+    app, device, system, channel = (column.astype(np.uint16) for column in ids)
+    return [Clicks(ip.astype(np.uint32), app, device, system, channel, time.copy())] if len(rows) else []

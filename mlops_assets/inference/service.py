@@ -32,6 +32,7 @@ from mlops_assets.inference.model import Model
 from mlops_assets.inference.outcome import DeadLetter, Outcome
 from mlops_assets.inference.partition import Partition
 from mlops_assets.inference.scoring import Run, misplaced, score
+from mlops_assets.inference.snapshots import Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Service:
         self._partitions: dict[int, Partition] = {}
         self._stopping = threading.Event()
         self._connection = Connection(settings)
+        self._snapshots = Snapshots(settings, self.metrics)
         self._beat = time.monotonic()
         self._joined: float | None = None
         self._looked = 0.0
@@ -93,7 +95,7 @@ class Service:
         log.info("probes and metrics on port %s", server.server_address[1])
         try:
             producer, consumer = self._connection.producer(self._stopping), self._connection.consumer()
-            self._delivery = Delivery(producer, settings, self.metrics)
+            self._delivery = Delivery(producer, settings, self.metrics, self._snapshots.write)
             try:
                 self._work(consumer)
             except KafkaException as exception:
@@ -175,7 +177,8 @@ class Service:
         for (index, at), reason in scored.rejected.items():
             message = runs[numbers[index]][at]
             outcome.dead.append(DeadLetter(numbers[index], message.offset(), message.key(), message.value(), reason))
-        return replace(outcome, answers=scored.answers)
+        snapshot = self._snapshots.take(self._partitions) if outcome.offsets else None
+        return replace(outcome, answers=scored.answers, snapshot=snapshot)
 
     def _check_keys(self, run: Sequence[Any]) -> None:
         """Whether producers keep what all counts rest on: that the key is the ip, so that an ip is in one partition."""
@@ -205,10 +208,12 @@ class Service:
             # Waits for what the former owner has not yet committed.
             committed: list[TopicPartition] = []
             patiently(lambda: committed.extend(consumer.committed(assigned, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
-            for where in committed:
-                partition = begin(consumer, where, self._settings, self._output(where.partition), self.metrics)
-                self._partitions[where.partition] = partition
-                where.offset = partition.position
+            with self._snapshots.reading() as newest:
+                for where in committed:
+                    output, saved = self._output(where.partition), newest(where)
+                    partition = begin(consumer, where, self._settings, output, self.metrics, saved)
+                    self._partitions[where.partition] = partition
+                    where.offset = partition.position
             consumer.incremental_assign(committed)
         self._joined, self._connection.at_work = time.monotonic(), True
         log.info("assigned %s, now %s", sorted(p.partition for p in assigned), sorted(self._partitions))

@@ -62,7 +62,8 @@ def delivery(producer: FakeProducer) -> Delivery:
         "COMMIT_INTERVAL_MS": "10000",
         "TRANSACTION_TIMEOUT_MS": "60000",
     }
-    return Delivery(producer, Settings.from_environment(env), Metrics("1", "none"))  # type: ignore[arg-type]
+    settings = Settings.from_environment(env)
+    return Delivery(producer, settings, Metrics("1", "none"), lambda _: None)  # type: ignore[arg-type]
 
 
 def batch(number: int) -> Outcome:

@@ -203,34 +203,63 @@ def test_whoever_sends_an_older_day_again_is_counted_from_its_first_click() -> N
     assert (feed(partition, older, 5_000, [30] * 50).counts[:, :2] == oracle(older)).all()
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.data())
-def test_rebuilt_counts_equal_uninterrupted_ones(data: st.DataObject) -> None:
-    """Wherever a worker stops, another that reads again from `replay_from` counts on as if nothing had happened."""
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+def bad_days(data: st.DataObject, random: np.random.Generator) -> Clicks:
+    """Two days of clicks, some with wrong clocks."""
     n = data.draw(st.sampled_from([200, 4_000, 12_000]))
     good = traffic(random, n, MONDAY + 12 * HOUR, 2 * DAY)
     bad = wrong_clocks(random, good.take(random.random(n) < 0.1), data.draw(st.sampled_from(KINDS), label="clocks"))
-    together = Clicks.concat([good, bad]).take(
+    return Clicks.concat([good, bad]).take(
         np.argsort(
             random.random(n + len(bad)) * 0.05 + np.concatenate((np.arange(n) / n, np.linspace(0, 1, len(bad)))),
             kind="stable",
         )
     )
-    n = len(together)
-    uninterrupted = Partition(0, 0)
-    expected, replay, begin = [], [], 0
+
+
+def uninterrupted(together: Clicks, random: np.random.Generator) -> tuple[Partition, Any, list[tuple[int, int, Any]]]:
+    """The counts of all clicks, and where a worker may have stopped: offset, where to replay from, what was saved."""
+    partition, counts, stops = Partition(0, 0), [], []
+    begin, n = 0, len(together)
     while begin < n:
         end = min(n, begin + int(random.integers(1, 1_500)))
-        expected.append(feed(uninterrupted, together.take(slice(begin, end)), begin).counts)
-        replay.append((end, uninterrupted.replay_from))
+        counts.append(feed(partition, together.take(slice(begin, end)), begin).counts)
+        stops.append((end, partition.replay_from, partition.save()))
         begin = end
-    stop, offset = replay[data.draw(st.integers(0, len(replay) - 1))]
+    return partition, np.concatenate(counts), stops
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_rebuilt_counts_equal_uninterrupted_ones(data: st.DataObject) -> None:
+    """Wherever a worker stops, another that reads again from `replay_from` counts on as if nothing had happened."""
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    together = bad_days(data, random)
+    partition, expected, stops = uninterrupted(together, random)
+    stop, offset, _ = stops[data.draw(st.integers(0, len(stops) - 1))]
     rebuilt = Partition(offset, stop)
     feed(rebuilt, together.take(slice(offset, stop)), offset, random.integers(1, 900, 5).tolist())
     assert rebuilt.caught_up
-    if stop < n:
+    if stop < len(together):
         rest = feed(rebuilt, together.take(slice(stop, None)), stop, random.integers(1, 900, 5).tolist()).counts
-        wrong = (rest != np.concatenate(expected)[stop:]).any(axis=1)
-        assert not wrong.any()
-        assert rebuilt.replay_from == uninterrupted.replay_from
+        assert not (rest != expected[stop:]).any(axis=1).any()
+        assert rebuilt.replay_from == partition.replay_from
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_counts_go_on_from_where_they_were_saved(data: st.DataObject) -> None:
+    """However old what was saved is, and however its successor's batches are cut."""
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    together = bad_days(data, random)
+    partition, expected, stops = uninterrupted(together, random)
+    begin, _, saved = stops[data.draw(st.integers(0, len(stops) - 1))]
+    loaded = Partition.load(saved, first=len(together) + 1)
+    assert loaded.position == begin
+    assert not loaded.caught_up
+    rest = feed(loaded, together.take(slice(begin, None)), begin, random.integers(1, 900, 5).tolist()).counts
+    assert not (rest != expected[begin:]).any(axis=1).any()
+    assert loaded.replay_from == partition.replay_from
+    assert len(loaded) == len(partition)
+    mine, yours = loaded.save(), partition.save()
+    assert mine.keys() == yours.keys()
+    assert all(np.array_equal(np.sort(mine[name], axis=None), np.sort(yours[name], axis=None)) for name in mine)

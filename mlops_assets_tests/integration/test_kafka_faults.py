@@ -31,17 +31,19 @@ CLICKS = 200_000
 
 def test_kills_at_random_moments_under_a_supervisor(stream: NewStream) -> None:
     clicks, random = stream(), np.random.default_rng()
-    names = ["a", "b", "c"]
-    workers = {name: clicks.worker(WORKER_ID=name) for name in names}
+    names, often = ["a", "b", "c"], {"SNAPSHOT_SECONDS": "1"}
+    workers = {name: clicks.worker(WORKER_ID=name, **often) for name in names}
     for worker in workers.values():
         worker.wait_ready()
-    feeding = clicks.feed(CLICKS)
+    feeding, loaded = clicks.feed(CLICKS), 0.0
     while not feeding.done():
         time.sleep(random.uniform(0.2, 3))
         name = names[random.integers(3)]
+        loaded += workers[name].metric('inference_snapshots_total{outcome="loaded"}')
         workers[name].kill()
-        workers[name] = clicks.worker(WORKER_ID=name)
+        workers[name] = clicks.worker(WORKER_ID=name, **often)
     clicks.judge()
+    assert loaded > 0, "no kill came between a snapshot and its use"
 
 
 def test_a_broker_that_stops_and_one_that_crashes_in_mid_stream(tmp_path: Path) -> None:
