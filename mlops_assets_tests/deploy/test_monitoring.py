@@ -13,7 +13,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from mlops_assets.automation.metrics import Vitals
@@ -24,6 +23,7 @@ from mlops_assets.resources import canary
 from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets_tests.deploy.compose import DEPLOY, ROOT, load, services
+from mlops_assets_tests.deploy.manifests import kubectl, kustomize, with_component
 
 ALERTS = DEPLOY / "prometheus/alerts.yaml"
 TESTS = [DEPLOY / "prometheus" / name for name in ("alerts_test.yaml", "alerts_day_test.yaml")]
@@ -39,7 +39,6 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promt
 amtool = pytest.mark.skipif(
     shutil.which("amtool") is None, reason="no amtool: install the package prometheus-alertmanager"
 )
-kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl, which brings kustomize")
 
 
 def check(*arguments: object) -> None:
@@ -56,14 +55,6 @@ def known_metrics() -> set[str]:
         shown += Vitals(instance, LakeResource(root=root), due_hours=9).collect()
     found = {family.name + suffix for family in shown for suffix in SUFFIXES[family.type]}
     return found | {rule["record"] for rule in RULES if "record" in rule}
-
-
-def kustomize(folder: Path) -> list[dict[str, Any]]:
-    made = subprocess.run(
-        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert made.returncode == 0, made.stderr
-    return [each for each in yaml.safe_load_all(made.stdout) if each]
 
 
 @promtool
@@ -162,19 +153,14 @@ def test_manifests_apply_where_prometheus_operator_is_missing(overlay: str) -> N
 @pytest.mark.parametrize(
     ("folder", "component", "kinds"),
     [
-        ("overlays/cloud", "components/prometheus", {"PodMonitor", "PrometheusRule"}),
+        ("overlays/cloud", "../../components/prometheus", {"PodMonitor", "PrometheusRule"}),
         ("monitor", "prometheus", {"PodMonitor"}),
     ],
 )
 def test_the_component_has_the_operators_objects_with_the_label_that_it_selects_by(
     folder: str, component: str, kinds: set[str], tmp_path: Path
 ) -> None:
-    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
-    file = tmp_path / "k8s" / folder / "kustomization.yaml"
-    lines = [line for line in file.read_text().splitlines() if not line.startswith("components:")]
-    where = component if component == "prometheus" else f"../../{component}"
-    file.write_text("\n".join([*lines, f"components: [{where}]\n"]))
-    made = kustomize(file.parent)
+    made = with_component(folder, component, tmp_path)
     found = [each for each in made if each["apiVersion"].startswith("monitoring.coreos.com")]
     assert {each["kind"] for each in found} == kinds
     assert all(each["metadata"]["labels"]["release"] == "kube-prometheus-stack" for each in found)
