@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, Self
 
@@ -50,6 +50,19 @@ class RunningCounts:
         Those that are `late`, shape (n,), count in their day but in no hour, and their hourly counts are 1.
         """
         result = np.ones((len(clicks), len(COUNTS)), dtype=np.uint32)
+        if (
+            late is None
+            and len(clicks)
+            and clicks.time.min() // SECONDS_PER_HOUR == clicks.time.max() // SECONDS_PER_HOUR
+        ):
+            # Most batches lie within an hour: then one sort does for all counts.
+            hour = int(clicks.time[0]) // SECONDS_PER_HOUR
+            day = hour * SECONDS_PER_HOUR // SECONDS_PER_DAY
+            both = [self._table(SECONDS_PER_DAY, day), self._table(SECONDS_PER_HOUR, hour)]
+            for low in range(0, len(clicks), _CHUNK):
+                part = slice(low, low + _CHUNK)
+                result[part] = _count(both, clicks, part, (*_BY_DAY, *_BY_HOUR))
+            return result
         for seconds, kinds in ((SECONDS_PER_DAY, _BY_DAY), (SECONDS_PER_HOUR, _BY_HOUR)):
             windows = clicks.time // seconds
             order = None
@@ -65,7 +78,7 @@ class RunningCounts:
                     part = slice(low, min(low + _CHUNK, stop))
                     rows = part if order is None else order[part]
                     table = self._table(seconds, int(windows[low]))
-                    result[rows, kinds[0] : kinds[-1] + 1] = _count(table, clicks, rows, kinds)
+                    result[rows, kinds[0] : kinds[-1] + 1] = _count([table], clicks, rows, kinds)
         return result
 
     def save(self) -> dict[str, NDArray[Any]]:
@@ -105,8 +118,11 @@ class RunningCounts:
                 del self._tables[seconds, window]
 
 
-def _count(table: _Table, clicks: Clicks, rows: slice | NDArray[np.intp], kinds: tuple[int, ...]) -> NDArray[np.uint32]:
-    """Counts of at most _CHUNK clicks of one window, shape (n, len(kinds))."""
+def _count(
+    tables: Sequence[_Table], clicks: Clicks, rows: slice | NDArray[np.intp], kinds: Sequence[int]
+) -> NDArray[np.uint32]:
+    """Counts of at most _CHUNK clicks of one window, shape (n, len(kinds)); of two tables the first has the first kind,
+    and the second the others."""
     ip = clicks.ip[rows].astype(np.uint64) << np.uint64(29)
     ip |= np.arange(len(ip), dtype=np.uint64)
     keys: NDArray[np.uint64] = np.empty((len(kinds), len(ip)), dtype=np.uint64)
@@ -115,17 +131,24 @@ def _count(table: _Table, clicks: Clicks, rows: slice | NDArray[np.intp], kinds:
         np.bitwise_or(ip, np.uint64((kind + 1) << 61), out=key)
         if name is not None:
             key |= getattr(clicks, name)[rows].astype(np.uint64) << np.uint64(13)
-    # Equal keys become neighbours, and the position in the low bits keeps them in arrival order.
-    keys = np.sort(keys, axis=None)
-    position = (keys & np.uint64(_CHUNK - 1)).astype(np.intp)
-    kind_of = (keys >> np.uint64(61)).astype(np.intp) - (kinds[0] + 1)
-    keys >>= np.uint64(13)
-    first = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1))
-    size = np.diff(first, append=len(keys))
-    before = table.add(keys[first], size)
-    counts = np.arange(1, len(keys) + 1) - np.repeat(first - before, size)
+    # Equal keys become neighbours, and the position in the low bits keeps them in arrival order; so do a kind's.
+    ordered = np.sort(keys, axis=None)
+    position = (ordered & np.uint64(_CHUNK - 1)).astype(np.intp)
+    ordered >>= np.uint64(13)
+    starts = np.empty(len(ordered), np.bool_)  # for few clicks, np.diff and its like take longer than what they do
+    starts[:1] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
+    first = starts.nonzero()[0]
+    size = np.empty_like(first)
+    np.subtract(first[1:], first[:-1], out=size[:-1])
+    size[-1:] = len(ordered) - first[-1:]
+    cut = int(first.searchsorted(len(ip))) if len(tables) > 1 else len(first)
+    parts = zip(tables, (slice(0, cut), slice(cut, None)), strict=False)
+    before = np.concatenate([table.add(ordered[first[part]], size[part]) for table, part in parts])
+    counts = np.arange(1, len(ordered) + 1) - (first - before).repeat(size)
     result = np.empty((len(ip), len(kinds)), dtype=np.uint32)
-    result[position, kind_of] = counts
+    for column, (where, of) in enumerate(zip(position.reshape(keys.shape), counts.reshape(keys.shape), strict=True)):
+        result[where, column] = of
     return result
 
 
