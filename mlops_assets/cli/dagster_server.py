@@ -68,7 +68,7 @@ query($job: String!) {
 
 RUN: Final = """
 query($id: ID!) {
-  runOrError(runId: $id) { ... on Run { status stepStats { stepKey status } } }
+  runOrError(runId: $id) { ... on Run { status executionPlan { steps { key } } stepStats { stepKey status } } }
 }"""
 
 FAILURES: Final = """
@@ -141,7 +141,7 @@ class DagsterServer:
         return run_id
 
     def run(self, run_id: str) -> dict[str, Any]:
-        """The run's status and its steps', as GraphQL gives them."""
+        """The run's status, its plan and its steps' statuses, as GraphQL gives them."""
         result: dict[str, Any] = self.query(RUN, {"id": run_id})["runOrError"]
         return result
 

@@ -24,7 +24,6 @@ from mlops_assets.cli.dagster_server import DagsterServer, serve
 from mlops_assets.cli.form import entered, form_option, home_of, home_option
 from mlops_assets.cli.summary import is_done, summary, table
 from mlops_assets.cli.traffic import Traffic, live_clicks, prepare_topics
-from mlops_assets.partitions import GRAPH
 from mlops_assets.resources.environment import systems, variables
 from mlops_assets.resources.inference import InferenceFleet
 from mlops_assets.resources.kafka import LocalBroker
@@ -200,12 +199,16 @@ def run_days(server: DagsterServer, days: list[str], console: Console) -> None:
     runs = {server.launch_job("daily_graph", day): day for day in days}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bars = {run: progress.add_task(day, total=len(GRAPH)) for run, day in runs.items()}
+        bars = {run: progress.add_task(day, total=None) for run, day in runs.items()}
+
+        def show(run: str, state: Mapping[str, Any]) -> None:
+            done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
+            progress.update(bars[run], completed=done, total=len(state["executionPlan"]["steps"]))
+
         for run in runs:
             while (state := server.run(run))["status"] not in ENDED:
-                for each, bar in bars.items():
-                    done = [step for step in server.run(each)["stepStats"] if step["status"] == "SUCCESS"]
-                    progress.update(bar, completed=len(done))
+                for each in runs:
+                    show(each, server.run(each))
                 time.sleep(POLL_SECONDS)
             must_have_succeeded(server, state)
-            progress.update(bars[run], completed=len(GRAPH))
+            show(run, state)

@@ -278,7 +278,7 @@ def test_two_minutes_without_a_sane_api_server_change_no_roll(
         unwell.plan = plan
         rollout = rig.fleet(0, kubeconfig=str(file)).roll(better, 400)
     assert (rollout.verdict, rollout.previous) == ("rolled", good)
-    assert rollout.seconds > 110
+    assert time.monotonic() > begun[0] + 120, "the roll ended before the server was well again: this showed nothing"
     assert fleet_is(rig, better)
 
 
