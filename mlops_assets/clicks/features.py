@@ -100,7 +100,9 @@ class RunningCounts:
         for seconds, window, size in saved["windows"].tolist():
             begin, end = end, end + size
             table = counts._tables[seconds, window] = _Table(size)
-            table.add(saved["keys"][begin:end], saved["counts"][begin:end].astype(np.int64))
+            for low in range(begin, end, 8 * _CHUNK):  # not at once: that takes ten times a key's memory
+                part = slice(low, min(low + 8 * _CHUNK, end))
+                table.add(saved["keys"][part], saved["counts"][part].astype(np.int64))
         return counts
 
     def _table(self, seconds: int, window: int) -> _Table:

@@ -14,16 +14,20 @@ from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import ASSIGN_SECONDS, CALL_SECONDS, ServiceError, patiently
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
-from mlops_assets.inference.snapshots import Saved, position_of
 
 log = logging.getLogger(__name__)
 
 
 def begin(
-    consumer: Consumer, where: TopicPartition, settings: Settings, output: int, metrics: Metrics, saved: Saved | None
+    consumer: Consumer,
+    where: TopicPartition,
+    settings: Settings,
+    output: int,
+    metrics: Metrics,
+    saved: Partition | None,
 ) -> Partition:
     """The partition as its committed offset and that one's metadata describe it; its answers go to partition `output`.
-    What was `saved` of it is used where less has then to be counted again.
+    What was `saved` of it is used where that leaves less to be counted again.
 
     Raises ServiceError if it may have been answered before and nobody knows up to where.
     """
@@ -40,9 +44,9 @@ def begin(
         )
     metadata = where.metadata or ""
     replay = min(first, int(metadata)) if metadata.isdecimal() else first
-    if saved and max(low, replay if metadata.isdecimal() else low) <= position_of(saved):
+    if saved and max(low, replay if metadata.isdecimal() else low) <= saved.position:
         metrics.snapshots.labels("loaded").inc()
-        return Partition.load(saved, first)
+        return saved
     if replay < min(low, first):
         metrics.short.inc()
         log.error(

@@ -165,48 +165,57 @@ class Snapshots:
             self._queue.put(snapshot)
 
     @contextmanager
-    def reading(self) -> Iterator[Callable[[TopicPartition], Saved | None]]:
-        """Within it, a function that gives the newest usable snapshot of a partition whose committed offset is given.
+    def reading(self) -> Iterator[Callable[[TopicPartition], Partition | None]]:
+        """Within it, a function that gives a partition as its newest usable snapshot has it, or None; given its
+        committed offset and that one's metadata, the offset from which it can be counted again.
 
         Whatever goes wrong is said, and costs no more than counting the log again.
         """
         deadline = time.monotonic() + LOAD_SECONDS
-        reader: Consumer | None = None
+        reader = self._reader() if self._settings.snapshot_seconds else None
+        broken = False
 
-        def newest(where: TopicPartition) -> Saved | None:
+        def newest(where: TopicPartition) -> Partition | None:
+            nonlocal broken
             replay = where.metadata or ""
-            if reader is None or where.offset < (int(replay) if replay.isdecimal() else 0) + LEAST_CLICKS:
+            little = where.offset < (int(replay) if replay.isdecimal() else 0) + LEAST_CLICKS
+            if reader is None or little or broken:
                 return None
             try:
                 return self._newest(reader, where, deadline)
-            except (KafkaException, SnapshotError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
+                broken = True  # the next ones would wait as long
                 self._failed("snapshots cannot be read, so the log is counted again: %s", error)
                 return None
 
-        if self._settings.snapshot_seconds:
-            if not self._wanted:
-                threading.Thread(target=self._run, name="snapshots", daemon=True).start()
-            self._wanted = True
-            try:
-                if self._meet():
-                    reader = Consumer(self._reader_settings())
-            except (KafkaException, SnapshotError) as error:
-                self._failed("snapshots cannot be used, so the log is counted again: %s", error)
         try:
             yield newest
         finally:
             if reader is not None:
                 reader.close()
 
+    def _reader(self) -> Consumer | None:
+        """A consumer of the snapshots' topic, if there can be any in it."""
+        if not self._wanted:
+            self._wanted = True
+            threading.Thread(target=self._run, name="snapshots", daemon=True).start()
+        try:
+            return Consumer(self._reader_settings()) if self._meet() else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
+            self._failed("snapshots cannot be used, so the log is counted again: %s", error)
+            return None
+
     def _meet(self) -> bool:
         """Learns the id of the input, and sees to the snapshots' topic; whether there can be any in it."""
         topic, source = self._settings.snapshot_topic, self._settings.input_topic
         admin = AdminClient(self._settings.kafka.client())
         self._topic_id = ""
-        there = admin.list_topics(timeout=CALL_SECONDS).topics
-        self._numbers = len(there[topic if topic in there else source].partitions)
+        there = {name: len(each.partitions) for name, each in admin.list_topics(timeout=CALL_SECONDS).topics.items()}
+        numbers = there.get(topic) or there.get(source)
+        if not numbers:
+            raise SnapshotError(f"the topic {source!r} has no partitions")
         if topic not in there:
-            new = NewTopic(topic, self._numbers, config=TOPIC_SETTINGS)
+            new = NewTopic(topic, numbers, config=TOPIC_SETTINGS)
             try:
                 admin.create_topics([new], request_timeout=CALL_SECONDS)[topic].result(2 * CALL_SECONDS)
                 log.info("made the topic %s for snapshots of the counts", topic)
@@ -214,7 +223,8 @@ class Snapshots:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise SnapshotError(f"the topic {topic!r} is missing and can't be made: {_text(error)}") from error
         described = admin.describe_topics(TopicCollection([source]), request_timeout=CALL_SECONDS)
-        self._topic_id = str(described[source].result(2 * CALL_SECONDS).topic_id)
+        topic_id = str(described[source].result(2 * CALL_SECONDS).topic_id)
+        self._numbers, self._topic_id = numbers, topic_id
         return topic in there
 
     def _reader_settings(self) -> dict[str, Any]:
@@ -225,15 +235,17 @@ class Snapshots:
             "enable.partition.eof": True,
             "check.crcs": True,
             "fetch.wait.max.ms": 10,
+            "queued.max.messages.kbytes": 4_096,
         }
 
-    def _newest(self, reader: Consumer, where: TopicPartition, deadline: float) -> Saved | None:
+    def _newest(self, reader: Consumer, where: TopicPartition, deadline: float) -> Partition | None:
         """Reads the topic from its end backwards, ever more at a time, until a usable snapshot is whole."""
         place = TopicPartition(self._settings.snapshot_topic, where.partition % self._numbers)
         low, end = reader.get_watermark_offsets(place, timeout=CALL_SECONDS)
         prefix = self._prefix(where.partition)
         found, deleted, useless = dict[str, _Found](), set[str](), dict[str, str]()
-        newest, size = None, 16
+        newest: Saved | None = None
+        size = 16
         while newest is None and end > low:
             begin = max(low, end - size)
             for message in _between(reader, place, begin, end, deadline):
@@ -258,7 +270,7 @@ class Snapshots:
         for text in (text for name, text in useless.items() if name not in deleted):
             self._metrics.snapshots.labels("refused").inc()
             log.warning("partition %s: no use of a snapshot %s", where.partition, text)
-        return newest
+        return None if newest is None else Partition.load(newest, where.offset)
 
     def _prefix(self, number: int) -> str:
         """What the keys of a partition's chunks begin with; the snapshot's name and the chunk's number follow."""
@@ -278,8 +290,9 @@ class Snapshots:
                     producer = producer or Producer(self._writer_settings())
                     self._write(producer, snapshot)
                     self._metrics.snapshots.labels("written").inc()
-            except (KafkaException, BufferError, SnapshotError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
                 self._failed("a snapshot could not be written; recovery will take longer: %s", error)
+                self._topic_id = ""  # until Kafka has been asked again
             finally:
                 self._writing = False
 
@@ -336,16 +349,11 @@ class Snapshots:
             log.warning(text, _text(error))
 
 
-def position_of(saved: Saved) -> int:
-    """The offset behind what is counted in a snapshot."""
-    return int(saved["offsets"][0])
-
-
 def _between(reader: Consumer, place: TopicPartition, begin: int, end: int, deadline: float) -> Iterator[Message]:
     """The messages from offset `begin` to before `end`."""
     reader.assign([TopicPartition(place.topic, place.partition, begin)])
     while True:
-        messages = reader.consume(100, 0.05)
+        messages = reader.consume(8, 0.05)
         for message in messages:
             error = message.error()
             if error is not None and error.code() != KafkaError._PARTITION_EOF:
@@ -362,4 +370,4 @@ def _between(reader: Consumer, place: TopicPartition, begin: int, end: int, dead
 
 def _text(error: Exception) -> str:
     """An error's words, without the name of its class."""
-    return str(error.args[0].str()) if isinstance(error, KafkaException) else str(error)
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else str(error) or type(error).__name__

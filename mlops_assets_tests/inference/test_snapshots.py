@@ -13,7 +13,7 @@ from mlops_assets.inference import snapshots as module
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
-from mlops_assets.inference.snapshots import Saved, Snapshot, Snapshots, position_of
+from mlops_assets.inference.snapshots import Snapshot, Snapshots
 from mlops_assets_tests.inference.test_partition import MONDAY, clicks, feed
 
 TOPIC = "input.snapshots"
@@ -84,7 +84,7 @@ def partition(offset: int) -> Partition:
     return result
 
 
-def newest(worker: Snapshots, committed: int, metadata: str = "0", number: int = 0) -> Saved | None:
+def newest(worker: Snapshots, committed: int, metadata: str = "0", number: int = 0) -> Partition | None:
     with worker.reading() as find:
         return find(TopicPartition("input", number, committed, metadata=metadata))
 
@@ -99,8 +99,8 @@ def test_the_newest_snapshot_comes_back_as_it_was(rig: Rig) -> None:
         rig.write(writer, offset)
     found = newest(rig.worker(), 3_000)
     assert found is not None
-    assert position_of(found) == 3_000
-    loaded, whole = Partition.load(found, 3_000).save(), partition(3_000).save()
+    assert found.position == 3_000
+    loaded, whole = found.save(), partition(3_000).save()
     assert all(np.array_equal(np.sort(loaded[name], axis=None), np.sort(whole[name], axis=None)) for name in whole)
 
 
@@ -138,7 +138,7 @@ def test_half_a_snapshot_of_a_killed_worker_is_refused_and_later_deleted(
     successor = rig.worker()
     found = newest(successor, 2_000)
     assert found is not None
-    assert position_of(found) == 1_000
+    assert found.position == 1_000
     assert "no use of a snapshot of offset 2000: it has 2 of" in caplog.text
     rig.write(successor, 2_100)
     assert len({key.split(b"/")[2] for key in rig.log()}) == 1
@@ -150,7 +150,7 @@ def test_one_that_is_newer_than_the_committed_offset_is_refused(rig: Rig, caplog
     worker = rig.worker()
     found = newest(worker, 1_999)
     assert found is not None
-    assert position_of(found) == 1_000
+    assert found.position == 1_000
     assert newest(worker, 999) is None
     assert "no use of a snapshot of offset 2000: the committed offset, 1999, is before it" in caplog.text
 
@@ -195,9 +195,9 @@ def test_a_damaged_one_is_refused(rig: Rig, damage: str, caplog: pytest.LogCaptu
     rig.send(last.key(), bytes(value), header)
     found = newest(rig.worker(), 2_000)
     assert found is not None
-    assert (position_of(found) == 1_000) == (damage == "bit")  # of the header, the other chunks have one too
+    assert (found.position == 1_000) == (damage == "bit")  # of the header, the other chunks have one too
     assert ("it is damaged" in caplog.text) == (damage == "bit")
-    assert np.array_equal(np.sort(found["counts"]), np.sort(partition(position_of(found)).save()["counts"]))
+    assert np.array_equal(np.sort(found.save()["counts"]), np.sort(partition(found.position).save()["counts"]))
 
 
 def test_chunks_of_two_workers_at_the_same_time_make_no_snapshot_of_both(rig: Rig) -> None:
@@ -212,9 +212,9 @@ def test_chunks_of_two_workers_at_the_same_time_make_no_snapshot_of_both(rig: Ri
             rig.send(message.key(), message.value(), message.headers())
     found = newest(rig.worker(), 5_000)
     assert found is not None
-    assert position_of(found) in (1_000, 2_000)
-    at = position_of(found)
-    assert np.array_equal(np.sort(found["counts"]), np.sort(partition(at).save()["counts"]))
+    assert found.position in (1_000, 2_000)
+    at = found.position
+    assert np.array_equal(np.sort(found.save()["counts"]), np.sort(partition(at).save()["counts"]))
 
 
 def test_nothing_is_read_where_little_would_have_to_be_counted_again(rig: Rig) -> None:
@@ -258,3 +258,10 @@ def test_a_kafka_that_is_away_costs_no_more_than_counting_again(rig: Rig, caplog
     worker._meet = away  # type: ignore[method-assign]
     assert newest(worker, 2_000) is None
     assert "snapshots cannot be used, so the log is counted again" in caplog.text
+
+
+def test_one_that_cannot_be_loaded_ends_no_worker(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    worker = rig.worker()
+    worker._write(rig.producer, Snapshot(0, "this", 1_000, {"nothing": np.zeros(1)}))
+    assert newest(worker, 2_000) is None
+    assert "snapshots cannot be read, so the log is counted again" in caplog.text
