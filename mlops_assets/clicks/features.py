@@ -19,6 +19,11 @@ _OTHER: Final = (None, None, "channel", "os", "app", "device")  # what a count's
 _BY_DAY: Final = (0,)
 _BY_HOUR: Final = (1, 2, 3, 4, 5)
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
+_REST: Final = np.uint64(13)  # bits of a slot that are not its key
+_LOW_BITS: Final = 12
+_LOW: Final = np.uint64(2**12 - 1)
+_MORE: Final = np.uint64(2**12)
+_COUNT: Final = _LOW | _MORE
 _CHUNK: Final = 2**13  # a key (kind 3 bits, ip 32, other 16) leaves 13 of 64 bits for the click's position in its chunk
 
 
@@ -155,10 +160,15 @@ def _count(
 
 
 class _Table:
-    """A hash table from 64-bit keys (none is 0) to counts: open addressing, triangular probing, all keys at a time."""
+    """A hash table from keys of 51 bits (none is 0) to counts: open addressing, triangular probing, many at a time.
+
+    A slot is 64 bits: the key, a bit that says that the count has more than 12 bits, and the low 12 of them. The others
+    are in `_high`: few keys are counted 4,096 times in a day or an hour, and for all others a slot is a third smaller.
+    """
 
     def __init__(self, expected: int = 0) -> None:
         self._bits, self._used = 5, 0
+        self._high: dict[int, int] = {}
         self._allocate(expected)
 
     def __len__(self) -> int:
@@ -166,56 +176,72 @@ class _Table:
 
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._counts.nbytes
+        return self._slots.nbytes
 
     def add(self, keys: NDArray[np.uint64], amounts: NDArray[np.int64]) -> NDArray[np.uint32]:
         """Adds to the counts of distinct keys. Returns what they were before; 0 for a new key."""
         self._reserve(len(keys))
-        slots = self._slots(keys)
-        before = self._counts[slots]
-        self._counts[slots] = before + amounts.astype(np.uint32)
+        at = self._find(keys)
+        slots = self._slots[at]
+        low = slots & _LOW
+        before = low.astype(np.uint32)
+        for index in (slots & _MORE).nonzero()[0].tolist():
+            before[index] += self._high[int(keys[index])] << _LOW_BITS
+        low += amounts.astype(np.uint64)
+        over = (low > _LOW).nonzero()[0]
+        slots &= ~_LOW
+        slots |= low & _LOW
+        if len(over):
+            slots[over] |= _MORE
+            for key, carry in zip(keys[over].tolist(), (low[over] >> np.uint64(_LOW_BITS)).tolist(), strict=True):
+                self._high[key] = self._high.get(key, 0) + carry
+        self._slots[at] = slots
         return before
 
     def items(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
         """All keys, and their counts."""
-        used = np.flatnonzero(self._keys)
-        return self._keys[used], self._counts[used]
+        slots = self._slots[self._slots.nonzero()]
+        keys, counts = slots >> _REST, (slots & _LOW).astype(np.uint32)
+        for index in (slots & _MORE).nonzero()[0].tolist():
+            counts[index] += self._high[int(keys[index])] << _LOW_BITS
+        return keys, counts
 
     def _allocate(self, keys: int) -> None:
         """Makes an empty table in which so many keys take at most 5 of 8 slots."""
         while 8 * keys > 5 << self._bits:
             self._bits += 1
         self._used = 0
-        self._keys = np.zeros(1 << self._bits, dtype=np.uint64)
-        self._counts = np.zeros(1 << self._bits, dtype=np.uint32)
+        self._slots = np.zeros(1 << self._bits, dtype=np.uint64)
 
     def _reserve(self, more: int) -> None:
         if 8 * (self._used + more) > 5 << self._bits:
-            keys, counts = self.items()
+            slots = self._slots[self._slots.nonzero()]
             self._allocate(self._used + more)
-            self._counts[self._slots(keys)] = counts
+            self._slots[self._find(slots >> _REST)] = slots
 
-    def _slots(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
-        """The slots of distinct keys; new keys take a free one."""
+    def _find(self, keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+        """Where the slots of distinct keys are; new keys take a free one."""
         # Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, section 6.4), twice: once would leave
         # keys of consecutive ips in long runs of neighbouring slots.
         hashes = keys * _GOLDEN
         hashes ^= hashes >> np.uint64(32)
         hashes *= _GOLDEN
-        slots = (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
-        pending, at, step = np.arange(len(keys)), slots, 0
+        places = (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
+        pending, at, step, keys = np.arange(len(keys)), places, 0, keys << _REST
         while len(pending):
-            found = self._keys[at]
-            free = np.flatnonzero(found == 0)
-            # Several keys may want one free slot: the last written gets it, and the others see that below.
-            self._keys[at[free]] = keys[free]
-            found[free] = self._keys[at[free]]
-            lost = found != keys
+            found = self._slots[at]
+            free = (found == 0).nonzero()[0]
+            if len(free):
+                # Several keys may want one free slot: the last written gets it, and the others see that below.
+                self._slots[at[free]] = keys[free]
+                found[free] = self._slots[at[free]]
+            found ^= keys
+            lost = found > _COUNT
             self._used += len(free) - int(np.count_nonzero(lost[free]))
             step += 1  # triangular probing: it reaches every slot, and makes no long runs of used ones
             pending, keys = pending[lost], keys[lost]
-            slots[pending] = at = at[lost] + step & (1 << self._bits) - 1
-        return slots
+            places[pending] = at = at[lost] + step & (1 << self._bits) - 1
+        return places
 
 
 def features(clicks: Clicks, counts: NDArray[np.uint32]) -> NDArray[np.float32]:

@@ -46,6 +46,12 @@ def begin(
     replay = min(first, int(metadata)) if metadata.isdecimal() else first
     if saved and max(low, replay if metadata.isdecimal() else low) <= saved.position:
         metrics.snapshots.labels("loaded").inc()
+        log.info(
+            "partition %s goes on from its snapshot of offset %s, %s behind",
+            number,
+            saved.position,
+            first - saved.position,
+        )
         return saved
     if replay < min(low, first):
         metrics.short.inc()

@@ -83,9 +83,23 @@ def test_len_counts_the_live_keys_and_memory_is_bounded() -> None:
     counts = RunningCounts()
     counts.count(Clicks(ip, ones, ones, ones, ones, np.full(n, MONDAY)))
     assert len(counts) == 6 * n
-    assert counts.nbytes < 45 * len(counts)
+    assert counts.nbytes < 18 * len(counts)
     counts.forget(MONDAY + 86_400)
     assert len(counts) == counts.nbytes == 0
+
+
+def test_keys_that_are_counted_often_are_counted_exactly() -> None:
+    rng = np.random.default_rng(9)
+    clicks = make_clicks(rng, 60_000, 2, 0.9, ordered=True)
+    counts, cut = RunningCounts(), 50_000
+    got = count_in_batches(counts, clicks.take(slice(0, cut)), rng.integers(0, cut, 30).tolist())
+    rest = clicks.take(slice(cut, None))
+    loaded = RunningCounts.load(counts.save())
+    expected = expected_counts(clicks)
+    assert expected.max() > 8_192
+    np.testing.assert_array_equal(got, expected[:cut])
+    np.testing.assert_array_equal(counts.count(rest), expected[cut:])
+    np.testing.assert_array_equal(loaded.count(rest), expected[cut:])
 
 
 def test_features_are_in_the_documented_order() -> None:
