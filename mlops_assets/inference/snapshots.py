@@ -8,8 +8,8 @@ right, however old it is: recovery loads the newest, and counts what lies behind
 - Whole or not at all: every chunk names its snapshot, by an id that is used once, how many chunks there are, and the
   checksum of all. What a killed worker left half written, or two workers wrote at the same time, makes no whole one.
 - Of this log, counted by this code: it names the group, the input's topic id, the partition, and RULES.
-- Deleted: once a snapshot is whole, the keys of all others that its writer knows of get tombstones. What nobody knows
-  of any more goes by the topic's retention.
+- Deleted: once a snapshot is whole, the keys of all others that its writer knows of get tombstones, but not another
+  version's: that one may be rolled back to. What nobody deletes goes by the topic's retention.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ LOAD_SECONDS: Final = 15  # for all partitions that are assigned together; then 
 WRITE_SECONDS: Final = 30
 RETRY_SECONDS: Final = 60
 WARN_SECONDS: Final = 300
+MOST_KEYS: Final = 1_000  # of a partition that are remembered, to be deleted
 TOPIC_SETTINGS: Final = {
     "cleanup.policy": "compact,delete",
     "retention.ms": f"{3 * 86_400_000}",  # a snapshot of three days ago saves nothing: all its windows are over
@@ -89,32 +90,44 @@ class Snapshot:
 
 
 class _Found:
-    """What was found of a snapshot in the topic."""
+    """What was found in the topic of a snapshot, for a partition of which so much is committed."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic_id: str, committed: int) -> None:
         self.chunks: dict[int, bytes] = {}
         self._about: dict[str, Any] = {}
+        self._topic_id, self._committed = topic_id, committed
 
     def take(self, number: int, message: Message) -> None:
-        """Takes one of its chunks."""
-        self.chunks[number] = message.value() or b""
+        """Takes one of its chunks; of a useless one only its number, for there may be gigabytes of those."""
         with suppress(KeyError, ValueError, TypeError):  # then nothing is known about it, and it is refused
             self._about = json.loads(dict(message.headers() or ())["snapshot"] or b"")
+        self.chunks[number] = b"" if self._about and self._useless() else message.value() or b""
 
     @property
     def offset(self) -> int:
         """Up to which the input is counted in it; -1 if that is not known."""
         return int(self._about.get("offset", -1))
 
-    def read(self, topic_id: str, committed: int) -> Saved:
+    @property
+    def foreign(self) -> bool:
+        """Whether it is another version's."""
+        return bool(self._about.get("rules", RULES) != RULES)
+
+    def _useless(self) -> str:
+        """Why it is of no use even if it is whole; empty if it is."""
+        if self._about.get("topic_id") != self._topic_id:
+            return "it is of a topic that was deleted since"
+        if self._about.get("rules") != RULES:
+            return "it was counted by another version of the service"
+        if self.offset > self._committed:
+            return f"the committed offset, {self._committed}, is before it"
+        return ""
+
+    def read(self) -> Saved:
         """Raises SnapshotError unless it is whole, of this log up to the committed offset, and counted by this code."""
         about, size = self._about, self._about.get("chunks", 1)
-        if about.get("topic_id") != topic_id:
-            raise SnapshotError("it is of a topic that was deleted since")
-        if about.get("rules") != RULES:
-            raise SnapshotError("it was counted by another version of the service")
-        if self.offset > committed:
-            raise SnapshotError(f"the committed offset, {committed}, is before it")
+        if why := self._useless():
+            raise SnapshotError(why)
         if len(self.chunks) < size:
             raise SnapshotError(f"it has {len(self.chunks)} of {size} chunks")
         whole = b"".join(self.chunks.get(number, b"") for number in range(size))
@@ -255,20 +268,24 @@ class Snapshots:
                     continue  # another group's, or another partition's if the topic has fewer
                 if message.value() is None:
                     deleted.add(name)
-                else:
-                    found.setdefault(name, _Found()).take(int(chunk), message)
+                    found.pop(name, None)
+                elif name not in deleted:
+                    found.setdefault(name, _Found(self._topic_id, where.offset)).take(int(chunk), message)
             end, size = begin, 2 * size
             for name, each in sorted(found.items(), key=lambda item: item[1].offset):
                 try:
-                    newest = each.read(self._topic_id, where.offset) if name not in deleted else newest
+                    newest = each.read()
                     useless.pop(name, None)
                 except SnapshotError as error:
                     useless[name] = f"of offset {each.offset}: {error}"
         self._keys[where.partition] = {
-            f"{prefix}{name}/{chunk}".encode() for name in found for chunk in found[name].chunks
+            f"{prefix}{name}/{chunk}".encode()
+            for name, each in found.items()
+            if not each.foreign
+            for chunk in each.chunks
         }
-        for text in (text for name, text in useless.items() if name not in deleted):
-            self._metrics.snapshots.labels("refused").inc()
+        self._metrics.snapshots.labels("refused").inc(len(useless))
+        for text in [*useless.values()][-3:]:
             log.warning("partition %s: no use of a snapshot %s", where.partition, text)
         return None if newest is None else Partition.load(newest, where.offset)
 
@@ -317,6 +334,8 @@ class Snapshots:
         header = {"snapshot": json.dumps(about)}
         prefix = f"{self._prefix(number)}{uuid.uuid4().hex}"
         known, keys = self._keys.setdefault(number, set()), set[bytes]()
+        if len(known) > MOST_KEYS:  # Kafka refuses them one after another
+            known.clear()
         for chunk, begin in enumerate(range(0, len(whole), CHUNK_BYTES)):
             key = f"{prefix}/{chunk}".encode()
             keys.add(key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from mlops_assets.inference import snapshots as module
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
-from mlops_assets.inference.snapshots import Snapshot, Snapshots
+from mlops_assets.inference.snapshots import Snapshot, SnapshotError, Snapshots
 from mlops_assets_tests.inference.test_partition import MONDAY, clicks, feed
 
 TOPIC = "input.snapshots"
@@ -170,6 +172,50 @@ def test_one_of_another_version_is_refused(
     monkeypatch.setattr(module, "RULES", "other")
     assert newest(rig.worker(), 2_000) is None
     assert "it was counted by another version of the service" in caplog.text
+
+
+def test_two_versions_side_by_side_do_not_delete_each_other_s(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A canary of another version takes a partition and is undone: the old version needs its snapshot then."""
+    rig.write(rig.worker(), 1_000)
+    with monkeypatch.context() as other:
+        other.setattr(module, "RULES", "other")
+        canary = rig.worker()
+        assert newest(canary, 2_000) is None
+        rig.write(canary, 2_000)
+        assert newest(rig.worker(), 2_000) is not None
+    found = newest(rig.worker(), 2_000)
+    assert found is not None
+    assert found.position == 1_000
+
+
+def test_looking_through_many_useless_ones_takes_little_memory(rig: Rig) -> None:
+    """Before a new version's first snapshot, and where the topic is not compacted, there may be gigabytes of them."""
+    about = {"topic_id": "this", "offset": 1_000, "rules": "other", "chunks": 1, "crc32": 0}
+    for number in range(200):
+        key = f"{rig.group}/3/{number}/0".encode()
+        rig.producer.produce(TOPIC, bytes(20_000), key, 3, headers={"snapshot": json.dumps(about)})
+    rig.producer.flush(10)
+    worker = rig.worker()
+    tracemalloc.start()
+    assert newest(worker, 2_000, number=3) is None
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused(worker) == 200
+    assert peak < 1_000_000
+
+
+def test_a_topic_that_takes_no_snapshots_fills_no_memory(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For days on end: no right to write, a small max.message.bytes."""
+    worker = rig.worker()
+
+    def refuse(*_: Any) -> None:
+        raise SnapshotError("Broker: Message size too large")
+
+    monkeypatch.setattr(worker, "_send", refuse)
+    for _ in range(3_000):
+        with pytest.raises(SnapshotError):
+            worker._write(rig.producer, Snapshot(0, "this", 0, {}))
+    assert len(worker._keys[0]) < 2_000
 
 
 def test_those_of_other_partitions_and_groups_are_not_looked_at(rig: Rig) -> None:
