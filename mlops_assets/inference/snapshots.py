@@ -30,8 +30,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+    Uuid,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from mlops_assets.clicks import clock, csv, digits, features, schema
@@ -223,12 +232,16 @@ class Snapshots:
         topic, source = self._settings.snapshot_topic, self._settings.input_topic
         admin = AdminClient(self._settings.kafka.client())
         self._topic_id = ""
-        there = {name: len(each.partitions) for name, each in admin.list_topics(timeout=CALL_SECONDS).topics.items()}
-        numbers = there.get(topic) or there.get(source)
-        if not numbers:
+        topics = admin.list_topics(timeout=CALL_SECONDS).topics
+        there = {name: each.partitions for name, each in topics.items() if each.partitions}
+        if source not in there:
             raise SnapshotError(f"the topic {source!r} has no partitions")
-        if topic not in there:
-            new = NewTopic(topic, numbers, config=TOPIC_SETTINGS)
+        numbers = len(there.get(topic, there[source]))
+        if topic in there:
+            self._check(admin, topic)
+        else:
+            copies = min(len(each.replicas) for each in there[source].values())
+            new = NewTopic(topic, numbers, copies, config=TOPIC_SETTINGS)
             try:
                 admin.create_topics([new], request_timeout=CALL_SECONDS)[topic].result(2 * CALL_SECONDS)
                 log.info("made the topic %s for snapshots of the counts", topic)
@@ -237,8 +250,25 @@ class Snapshots:
                     raise SnapshotError(f"the topic {topic!r} is missing and can't be made: {_text(error)}") from error
         described = admin.describe_topics(TopicCollection([source]), request_timeout=CALL_SECONDS)
         topic_id = str(described[source].result(2 * CALL_SECONDS).topic_id)
+        if topic_id == str(Uuid(0, 0)):
+            raise SnapshotError(
+                "this Kafka gives topics no ids, so one that is made anew can't be told: SNAPSHOT_SECONDS=0"
+            )
         self._numbers, self._topic_id = numbers, topic_id
         return topic in there
+
+    def _check(self, admin: AdminClient, topic: str) -> None:
+        """Raises SnapshotError if the topic, which somebody else made, keeps what is deleted: that fills the disks."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        with suppress(KafkaException):  # the worker may not look
+            described = admin.describe_configs([resource], request_timeout=CALL_SECONDS)[resource]
+            policy = str(described.result(2 * CALL_SECONDS)["cleanup.policy"].value)
+            if "compact" not in policy:
+                wanted = ",".join(f"{name}=[{value}]" for name, value in TOPIC_SETTINGS.items())
+                text = (
+                    f"the topic {topic!r} has cleanup.policy={policy}, and would keep every snapshot. Give it {wanted}"
+                )
+                raise SnapshotError(text)
 
     def _reader_settings(self) -> dict[str, Any]:
         return self._settings.kafka.client() | {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition, Uuid
 
 from mlops_assets.clicks.clock import SPAN
 from mlops_assets.inference import snapshots as module
@@ -311,3 +313,65 @@ def test_one_that_cannot_be_loaded_ends_no_worker(rig: Rig, caplog: pytest.LogCa
     worker._write(rig.producer, Snapshot(0, "this", 1_000, {"nothing": np.zeros(1)}))
     assert newest(worker, 2_000) is None
     assert "snapshots cannot be read, so the log is counted again" in caplog.text
+
+
+class Admin:
+    """Kafka's administration, as far as the snapshots need it."""
+
+    def __init__(self, topics: list[str], policy: str | Exception = "compact,delete", topic_id: Uuid | None = None):
+        self.topics, self.policy, self.topic_id = topics, policy, topic_id or Uuid(1, 2)
+        self.made: list[Any] = []
+
+    def list_topics(self, timeout: float) -> Any:
+        about = SimpleNamespace(partitions={number: SimpleNamespace(replicas=[1, 2, 3]) for number in range(12)})
+        return SimpleNamespace(topics=dict.fromkeys(self.topics, about))
+
+    def create_topics(self, new: list[Any], **_: float) -> dict[str, Future[None]]:
+        self.made += new
+        return {new[0].topic: done(None)}
+
+    def describe_topics(self, names: Any, **_: float) -> dict[str, Future[Any]]:
+        return {"input": done(SimpleNamespace(topic_id=self.topic_id))}
+
+    def describe_configs(self, resources: list[Any], **_: float) -> dict[Any, Future[Any]]:
+        return {resources[0]: done({"cleanup.policy": SimpleNamespace(value=self.policy)}, self.policy)}
+
+
+def done(result: Any, error: object = None) -> Future[Any]:
+    future: Future[Any] = Future()
+    if isinstance(error, Exception):
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    return future
+
+
+@pytest.fixture
+def meets(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets a worker meet Kafka; the worker."""
+
+    def meet(admin: Admin) -> Snapshots:
+        monkeypatch.setattr(module, "AdminClient", lambda _: admin)
+        worker = rig.worker(topic_id="")
+        Snapshots._meet(worker)
+        return worker
+
+    return meet
+
+
+def test_the_topic_is_made_with_as_many_partitions_and_replicas_as_the_input(meets: Any) -> None:
+    admin = Admin(["input"])
+    assert meets(admin)._topic_id
+    assert [(new.topic, new.num_partitions, new.replication_factor) for new in admin.made] == [(TOPIC, 12, 3)]
+
+
+def test_nothing_is_written_to_a_topic_that_would_keep_all_of_it(meets: Any) -> None:
+    with pytest.raises(SnapshotError, match=r"cleanup\.policy=delete.*cleanup\.policy=\[compact,delete\]"):
+        meets(Admin(["input", TOPIC], policy="delete"))
+    denied = KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    assert meets(Admin(["input", TOPIC], policy=denied))._topic_id, "who may not see it trusts who made it"
+
+
+def test_a_kafka_without_topic_ids_cannot_tell_a_topic_that_was_made_anew(meets: Any) -> None:
+    with pytest.raises(SnapshotError, match="SNAPSHOT_SECONDS=0"):
+        meets(Admin(["input", TOPIC], topic_id=Uuid(0, 0)))
