@@ -44,7 +44,8 @@ def begin(
         )
     metadata = where.metadata or ""
     replay = min(first, int(metadata)) if metadata.isdecimal() else first
-    if saved and max(low, replay if metadata.isdecimal() else low) <= saved.position:
+    foreign = first == where.offset and not metadata.isdecimal()
+    if saved is not None and max(low, low if foreign else replay) <= saved.position:
         metrics.snapshots.labels("loaded").inc()
         log.info(
             "partition %s goes on from its snapshot of offset %s, %s behind",
@@ -53,6 +54,13 @@ def begin(
             first - saved.position,
         )
         return saved
+    if foreign:  # set by a person, say, or written by another version
+        log.warning(
+            "partition %s: offset %s was not committed by this service, so all is counted from offset %s on, where the "
+            "log begins",
+            *(number, first, low),
+        )
+        replay = low
     if replay < min(low, first):
         metrics.short.inc()
         log.error(
