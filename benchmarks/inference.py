@@ -68,7 +68,7 @@ def train(folder: Path, clicks: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("--clicks", type=int, default=1_000_000, help="clicks of the backlog (default %(default)s)")
+    parser.add_argument("--clicks", type=int, default=8_000_000, help="clicks of the backlog (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each contestant runs (default %(default)s)")
     parser.add_argument("--train", type=int, default=200_000, help="clicks of the model's day (default %(default)s)")
     parser.add_argument("--latency-seconds", type=float, default=20, help="at each rate (default 20)")

@@ -401,20 +401,19 @@ class Snapshots:
 def _between(reader: Consumer, place: TopicPartition, begin: int, end: int, deadline: float) -> Iterator[Message]:
     """The messages from offset `begin` to before `end`."""
     reader.assign([TopicPartition(place.topic, place.partition, begin)])
-    while True:
-        messages = reader.consume(8, 0.05)
-        for message in messages:
-            error = message.error()
-            if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                raise KafkaException(error)
-            offset = message.offset()
-            if error is not None or offset is None or offset >= end:
-                return
-            yield message
-            if offset == end - 1:
-                return
-        if time.monotonic() > deadline:
-            raise SnapshotError(f"not read within {LOAD_SECONDS} s")
+    while time.monotonic() < deadline:
+        message = reader.poll(0.1)  # not consume(), which waits for as many messages as it is asked for
+        if message is None:
+            continue
+        error, offset = message.error(), message.offset()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+        if error is not None or offset is None or offset >= end:
+            return
+        yield message
+        if offset == end - 1:
+            return
+    raise SnapshotError(f"not read within {LOAD_SECONDS} s")
 
 
 def _text(error: Exception) -> str:
