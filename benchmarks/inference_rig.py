@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import psutil
@@ -29,6 +29,7 @@ MIB: Final = 2**20
 LIVE_KEYS: Final = 1_000_000
 SECONDS: Final = 600
 DAY: Final = date(2017, 11, 10)
+T = TypeVar("T")
 
 
 @dataclass
@@ -105,11 +106,11 @@ class Bench:
                     return (answered - before) / (now - begin), (answered - before) / spent
         raise AssertionError
 
-    def within(self, steps: Iterator[int], running: Sequence[Worker]) -> Iterator[tuple[float, int]]:
+    def within(self, steps: Iterator[T], running: Sequence[Worker]) -> Iterator[tuple[float, T]]:
         deadline = time.monotonic() + SECONDS
         for answered in steps:
             if time.monotonic() > deadline or any(worker.process.poll() is not None for worker in running):
-                raise SystemExit(f"only {answered:,} clicks were answered; the logs are in {self.scratch}")
+                raise SystemExit(f"only {answered} clicks were answered; the logs are in {self.scratch}")
             yield time.monotonic(), answered
 
     def committed(self, group: str, source: str = "input") -> Iterator[int]:

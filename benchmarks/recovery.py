@@ -50,13 +50,13 @@ def traffic(bench: Bench, lines: Iterator[bytes]) -> Iterator[None]:
         feeding.join()
 
 
-def silence(bench: Bench, group: str, over: Callable[[], bool]) -> float:
+def silence(bench: Bench, group: str, over: Callable[[], bool], *running: Worker) -> float:
     """The longest time without an answer of any partition, from now until all have answered after it is `over`."""
-    steps = bench.offsets(group)
-    before = next(steps)
-    since, longest, waiting, ended = [time.monotonic()] * len(before), 0.0, set(range(len(before))), False
+    steps = bench.within(bench.offsets(group), running)
+    start, before = next(steps)
+    since, longest, waiting, ended = [start] * len(before), 0.0, set(range(len(before))), False
     while waiting:
-        now, offsets = time.monotonic(), next(steps)
+        now, offsets = next(steps)
         for number, (old, new) in enumerate(zip(before, offsets, strict=True)):
             if new > old:
                 longest, since[number] = max(longest, now - since[number]), now
@@ -89,11 +89,11 @@ def measure(
         worker.process.kill()
         worker.process.wait(30)
         first = stack.enter_context(bench.worker("input", group, *module, **changes))
-        figures["killed_s"] = silence(bench, group, first.ready)
+        figures["killed_s"] = silence(bench, group, first.ready, first)
         figures["recounted"] = first.metric("inference_replayed_total")
         figures["rss_recovered_mib"] = first.rss_mib
         second = stack.enter_context(bench.worker("input", group, *module, name="1", **changes))
-        figures["rebalanced_s"] = silence(bench, group, lambda: shared(first, second))
+        figures["rebalanced_s"] = silence(bench, group, lambda: shared(first, second), first, second)
     return figures
 
 
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = generated_lines(max(sizes) * 3 // 2 + 2_000_000, 7, DAY)
         for size in sizes:
             status.update(f"{size:,} clicks since midnight")
-            filled += bench.fill("input", islice(lines, size - filled))
+            filled += bench.fill("input", islice(lines, max(0, size - filled)))
             for arm, changes in ARMS.items():
                 status.update(f"{size:,} clicks since midnight, {arm} snapshots")
                 module = ("mlops_assets.inference", "--model", str(scratch / SERVED))
