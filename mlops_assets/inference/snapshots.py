@@ -164,7 +164,8 @@ class Snapshots:
     def take(self, own: Mapping[int, Partition]) -> Snapshot | None:
         """A snapshot of the partition of which most would have to be counted again, if it is worth it by now."""
         now = time.monotonic()
-        if not self._topic_id or self._writing or now < self._next:
+        topic_id = self._topic_id  # the other thread may forget it meanwhile
+        if not topic_id or self._writing or now < self._next:
             return None
         due = [number for number, partition in own.items() if self._due(number, partition, now)]
         if not due:
@@ -172,7 +173,7 @@ class Snapshots:
         number = max(due, key=lambda number: own[number].position - own[number].kept)
         partition, self._next, self._taken[number] = own[number], now + GAP_SECONDS, now
         partition.kept = partition.position
-        return Snapshot(number, self._topic_id, partition.position, partition.save())
+        return Snapshot(number, topic_id, partition.position, partition.save())
 
     def _due(self, number: int, partition: Partition, now: float) -> bool:
         """Loading ten keys takes as long as counting a click again; two clicks pay for writing a key."""
@@ -195,18 +196,19 @@ class Snapshots:
         """
         deadline = time.monotonic() + LOAD_SECONDS
         reader = self._reader() if self._settings.snapshot_seconds else None
-        broken = False
+        topic_id = self._topic_id
+        broken = not topic_id
 
         def newest(where: TopicPartition) -> Partition | None:
             nonlocal broken
             replay = where.metadata or ""
             little = where.offset < (int(replay) if replay.isdecimal() else 0) + LEAST_CLICKS
-            if reader is None or little or broken:
+            if reader is None or little or broken or time.monotonic() > deadline:
                 return None
             try:
-                return self._newest(reader, where, deadline)
+                return self._newest(reader, where, topic_id, deadline)
             except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
-                broken = True  # the next ones would wait as long
+                broken = isinstance(error, KafkaException)  # the next ones would wait as long
                 self._failed("snapshots cannot be read, so the log is counted again: %s", error)
                 return None
 
@@ -224,6 +226,7 @@ class Snapshots:
         try:
             return Consumer(self._reader_settings()) if self._meet() else None
         except Exception as error:  # noqa: BLE001 - whatever it is, answers go on
+            self._topic_id = ""  # until the other thread has asked again
             self._failed("snapshots cannot be used, so the log is counted again: %s", error)
             return None
 
@@ -231,7 +234,6 @@ class Snapshots:
         """Learns the id of the input, and sees to the snapshots' topic; whether there can be any in it."""
         topic, source = self._settings.snapshot_topic, self._settings.input_topic
         admin = AdminClient(self._settings.kafka.client())
-        self._topic_id = ""
         topics = admin.list_topics(timeout=CALL_SECONDS).topics
         there = {name: each.partitions for name, each in topics.items() if each.partitions}
         if source not in there:
@@ -281,7 +283,7 @@ class Snapshots:
             "queued.max.messages.kbytes": 4_096,
         }
 
-    def _newest(self, reader: Consumer, where: TopicPartition, deadline: float) -> Partition | None:
+    def _newest(self, reader: Consumer, where: TopicPartition, topic_id: str, deadline: float) -> Partition | None:
         """Reads the topic from its end backwards, ever more at a time, until a usable snapshot is whole."""
         place = TopicPartition(self._settings.snapshot_topic, where.partition % self._numbers)
         low, end = reader.get_watermark_offsets(place, timeout=CALL_SECONDS)
@@ -300,7 +302,7 @@ class Snapshots:
                     deleted.add(name)
                     found.pop(name, None)
                 elif name not in deleted:
-                    found.setdefault(name, _Found(self._topic_id, where.offset)).take(int(chunk), message)
+                    found.setdefault(name, _Found(topic_id, where.offset)).take(int(chunk), message)
             end, size = begin, 2 * size
             for name, each in sorted(found.items(), key=lambda item: item[1].offset):
                 try:

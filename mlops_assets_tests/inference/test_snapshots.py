@@ -315,6 +315,25 @@ def test_one_that_cannot_be_loaded_ends_no_worker(rig: Rig, caplog: pytest.LogCa
     assert "snapshots cannot be read, so the log is counted again" in caplog.text
 
 
+def test_a_write_that_fails_meanwhile_refuses_and_deletes_nothing(rig: Rig) -> None:
+    """A broker is lost: partitions move, and the other thread's snapshot fails."""
+    rig.write(rig.worker(), 1_000)
+    worker = rig.worker()
+    with worker.reading() as find:
+        worker._topic_id = ""  # until Kafka has been asked again
+        assert find(TopicPartition("input", 0, 2_000, metadata="0")) is not None
+
+
+def test_one_that_cannot_be_read_costs_the_other_partitions_nothing(rig: Rig) -> None:
+    rig.write(rig.worker(), 1_000, number=0)
+    rig.write(rig.worker(), 1_000, number=1)
+    worker = rig.worker()
+    worker._write(rig.producer, Snapshot(0, "this", 1_500, {"nothing": np.zeros(1)}))
+    with worker.reading() as find:
+        assert find(TopicPartition("input", 0, 2_000, metadata="0")) is None
+        assert find(TopicPartition("input", 1, 2_000, metadata="0")) is not None
+
+
 class Admin:
     """Kafka's administration, as far as the snapshots need it."""
 
