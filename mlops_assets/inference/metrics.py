@@ -64,6 +64,16 @@ class Metrics:
         self.rebalances = Counter("inference_rebalances", "Changes of the assignment", ["event"], registry=registry)
         self.partitions = Gauge("inference_partitions", "Partitions assigned", registry=registry)
         self.replaying = Gauge("inference_partitions_replaying", "Partitions not yet caught up", registry=registry)
+        self.waiting = Gauge(
+            "inference_partitions_waiting",
+            "Partitions assigned that Kafka doesn't let be read or answered",
+            registry=registry,
+        )
+        self.unsettled = Gauge(
+            "inference_partitions_unsettled",
+            "Of them: those whose offsets are lost, until START_FROM",
+            registry=registry,
+        )
         self.keys = Gauge("inference_count_keys", "Live keys of the running counts", registry=registry)
         self.backlog = Gauge("inference_backlog_messages", "Messages of the input not yet read", registry=registry)
         self.ready = Gauge("inference_ready", "Whether /ready says yes", registry=registry)

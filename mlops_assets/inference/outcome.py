@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 
 from confluent_kafka import TopicPartition
 
@@ -29,11 +30,25 @@ class Outcome:
     offsets: list[TopicPartition]
     """Where its partitions go on, and in the metadata from where their counts can be rebuilt."""
     written: list[tuple[float, int]]
-    """When the oldest of some clicks was written, in epoch seconds, and how many they are."""
+    """Of each of these: when the oldest of its clicks was written, in epoch seconds, and how many they are."""
     answers: Sequence[Answers]
     dead: list[DeadLetter]
     snapshot: Snapshot | None = None
     """Of a partition's counts behind this batch, to be written once that is committed."""
+
+    def without(self, outputs: Container[int], output: Callable[[int], int]) -> Outcome:
+        """The same without those partitions of the input whose answers go to some `outputs`, as `output` says."""
+        if not any(output(where.partition) in outputs for where in self.offsets):
+            return self
+        kept = [output(where.partition) not in outputs for where in self.offsets]
+        return replace(
+            self,
+            offsets=list(compress(self.offsets, kept)),
+            written=list(compress(self.written, kept)),
+            answers=[each.without(outputs) for each in self.answers],
+            dead=[dead for dead in self.dead if output(dead.partition) not in outputs],
+            snapshot=None,
+        )
 
     @property
     def answered(self) -> int:

@@ -6,27 +6,24 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaException, Message, TopicPartition
 
 from mlops_assets.inference import probes
-from mlops_assets.inference.beginning import begin
+from mlops_assets.inference.beginning import BeginningError, begin, resume
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import (
-    ASSIGN_SECONDS,
-    CALL_SECONDS,
     STALL_SECONDS,
     Connection,
     ServiceError,
     passing,
-    patiently,
 )
-from mlops_assets.inference.delivery import Delivery
+from mlops_assets.inference.delivery import Delivery, DeliveryError
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.model import Model
 from mlops_assets.inference.outcome import DeadLetter, Outcome
@@ -39,7 +36,9 @@ log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.02  # what clicks wait for others, so that a batch's fixed cost is shared
 DRAIN_SECONDS: Final = 15  # until answers under way must be committed, when partitions or the whole worker go
 IDLE_SECONDS: Final = 10  # so long without partitions means that there are more workers than partitions
+ROOM_SECONDS: Final = 5  # answers that can't be committed for so long stop the reading
 LOOK_SECONDS: Final = 5
+REFUSAL_SECONDS: Final = (15, 300)  # until an output partition is tried again: at first, and at most
 KEY_SAMPLE: Final = 16  # of so many clicks the key of one is looked at
 WARN_SECONDS: Final = 300
 
@@ -51,6 +50,12 @@ class Service:
         self._settings, self._model = settings, model
         self.metrics = Metrics(model.version, model.algorithm)
         self._partitions: dict[int, Partition] = {}
+        # Assigned, and not read: Kafka doesn't tell where they begin, or takes no answers to them. Until when at least.
+        self._waiting: dict[int, float] = {}
+        self._refusals: dict[int, tuple[float, float]] = {}  # of each output partition: the last one, and its pause
+        self._unsettled: dict[int, str] = {}  # of these: whose offsets are lost, and how
+        self._topic_id = ""
+        self._reading = True
         self._stopping = threading.Event()
         self._connection = Connection(settings)
         self._snapshots = Snapshots(settings, self.metrics)
@@ -77,6 +82,9 @@ class Service:
             return False, f"not a member of the group {self._connection.says}"
         if self._delivery.trouble:
             return False, f"answers cannot be committed: {self._delivery.trouble}"
+        if not partitions and self._waiting:
+            why = next(iter(self._unsettled.values()), self._connection.says)
+            return False, f"partitions {sorted(self._waiting)} wait: {why}"
         if not partitions and time.monotonic() - self._joined < IDLE_SECONDS:
             return False, "no partitions assigned yet"
         if replaying:
@@ -94,8 +102,10 @@ class Service:
             raise ServiceError(f"METRICS_PORT={settings.metrics_port} cannot be used: {error.strerror}") from error
         log.info("probes and metrics on port %s", server.server_address[1])
         try:
-            producer, consumer = self._connection.producer(self._stopping), self._connection.consumer()
-            self._delivery = Delivery(producer, settings, self.metrics, self._snapshots.write)
+            producer = self._connection.producer(self._stopping, self._turned)
+            consumer = self._connection.consumer()
+            renew = partial(self._connection.producer, self._stopping, lambda: None)
+            self._delivery = Delivery(producer, renew, self._output, settings, self.metrics, self._snapshots.write)
             try:
                 self._work(consumer)
             except KafkaException as exception:
@@ -115,9 +125,10 @@ class Service:
         gc.freeze()
         gc.set_threshold(100_000)  # messages come by the thousand and never form cycles
         while not self._stopping.is_set():
+            self._read(consumer, self._delivery.room(ROOM_SECONDS if self._reading else 0))
             messages = consumer.consume(self._settings.batch_clicks, POLL_SECONDS)
-            self._beat = time.monotonic()
-            self._delivery.check()
+            self._turned()
+            self._set_aside_refused(consumer)
             self._delivery.group = consumer.consumer_group_metadata()
             if self._connection.refused:
                 raise ServiceError(f"Kafka refuses this worker: {self._connection.says}")
@@ -128,7 +139,9 @@ class Service:
                     self._delivery.put(outcome, more=len(messages) == self._settings.batch_clicks)
             if self._beat - self._looked > LOOK_SECONDS:
                 self._look(consumer)
-        self._delivery.drain(DRAIN_SECONDS)
+        if not self._delivery.drain(DRAIN_SECONDS):
+            trouble = self._delivery.trouble
+            raise DeliveryError(f"the answers under way were not committed within {DRAIN_SECONDS} s: {trouble}")
         log.info("stopped: all that was read is answered")
 
     def _answer(self, messages: list[Message]) -> Outcome:
@@ -199,45 +212,122 @@ class Service:
         return number % self._connection.output_partitions
 
     def _offset(self, number: int, partition: Partition) -> TopicPartition:
-        replay = str(partition.replay_from)
-        return TopicPartition(self._settings.input_topic, number, partition.position, metadata=replay)
+        metadata = resume(partition, self._topic_id)
+        return TopicPartition(self._settings.input_topic, number, partition.position, metadata=metadata)
+
+    def _turned(self) -> None:
+        self._beat = time.monotonic()
+
+    def _read(self, consumer: Consumer, reading: bool) -> None:
+        """Goes on reading, or stops and yet stays a member of the group."""
+        if reading != self._reading:
+            (consumer.resume if reading else consumer.pause)(self._where(self._partitions))
+            self._reading = reading
 
     def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("assigned").inc()
         if assigned:
-            # Waits for what the former owner has not yet committed.
-            committed: list[TopicPartition] = []
-            patiently(lambda: committed.extend(consumer.committed(assigned, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
-            with self._snapshots.reading() as newest:
-                for where in committed:
-                    output, saved = self._output(where.partition), newest(where)
-                    partition = begin(consumer, where, self._settings, output, self.metrics, saved)
-                    self._partitions[where.partition] = partition
-                    where.offset = partition.position
-            consumer.incremental_assign(committed)
+            begun = self._begin(consumer, [where.partition for where in assigned])
+            waiting = [where for where in self._where(self._waiting) if where in assigned]
+            consumer.incremental_assign([*begun, *waiting])
+            consumer.pause(waiting if self._reading else [*waiting, *begun])
         self._joined, self._connection.at_work = time.monotonic(), True
         log.info("assigned %s, now %s", sorted(p.partition for p in assigned), sorted(self._partitions))
+
+    def _begin(self, consumer: Consumer, numbers: Iterable[int]) -> list[TopicPartition]:
+        """Begins partitions as far as Kafka lets it; the others wait. Where the begun ones are to be read from."""
+        self._waiting |= dict.fromkeys(numbers, 0.0)
+        begun: list[TopicPartition] = []
+        number = -1
+        try:
+            self._topic_id = self._connection.topic_id()
+            led, led_outputs = self._connection.led(consumer)
+            with self._snapshots.reading() as newest:
+                for number in numbers:
+                    output = self._output(number)
+                    if number not in led or output not in led_outputs:
+                        log.warning(
+                            "partition %s waits: it, or the output's partition %s, has no leader", number, output
+                        )
+                        continue
+                    try:
+                        partition = begin(
+                            consumer, number, self._topic_id, self._settings, output, self.metrics, newest
+                        )
+                    except BeginningError as lost:
+                        self._unsettled[number], self._waiting[number] = str(lost), float("inf")
+                        log.error("%s", lost)
+                        continue
+                    self._partitions[number] = partition
+                    begun.append(TopicPartition(self._settings.input_topic, number, partition.position))
+                    del self._waiting[number]
+        except KafkaException as exception:
+            error = exception.args[0]
+            if not passing(error):
+                raise
+            log.warning("partition %s waits: Kafka does not tell where it begins: %s", number, error.str())
+            if number in self._waiting:
+                self._waiting[number] = self._waiting.pop(number)  # the next time others are asked for first
+        return begun
+
+    def _begin_waiting(self, consumer: Consumer) -> None:
+        if self._delivery.sending:  # offsets of batches that were forgotten, perhaps
+            return
+        due = [number for number, until in self._waiting.items() if until < self._beat]
+        begun = self._begin(consumer, due) if due else []
+        if begun:
+            consumer.incremental_unassign(begun)
+            consumer.incremental_assign(begun)
+            (consumer.resume if self._reading else consumer.pause)(begun)
+            log.info("went on with %s, now %s", sorted(p.partition for p in begun), sorted(self._partitions))
+
+    def _set_aside_refused(self, consumer: Consumer) -> None:
+        """Partitions whose answers Kafka does not take are begun again, at their committed offsets, after a while."""
+        refused = self._delivery.refused
+        if not refused:
+            return
+        for output in refused:
+            last, pause = self._refusals.get(output, (0.0, 0.0))
+            first, most = REFUSAL_SECONDS
+            pause = min(2 * pause, most) if pause and self._beat - last < 2 * most else first
+            self._refusals[output] = self._beat, pause
+            self._set_aside(consumer, [n for n in self._partitions if self._output(n) == output], self._beat + pause)
+        self._delivery.forget(refused)
+
+    def _set_aside(self, consumer: Consumer, numbers: list[int], until: float = 0) -> None:
+        for number in numbers:
+            del self._partitions[number]
+            self._waiting[number] = until
+        consumer.pause(self._where(numbers))
+
+    def _where(self, numbers: Iterable[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._settings.input_topic, number, OFFSET_END) for number in numbers]
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("revoked").inc()
         if self._joined is not None:  # else the worker is leaving, and has committed what it could
             self._delivery.group = consumer.consumer_group_metadata()
-            self._delivery.drain(DRAIN_SECONDS)
+            if not self._delivery.drain(DRAIN_SECONDS):
+                self._delivery.forget(map(self._output, self._partitions))
+                self._set_aside(consumer, list(self._partitions))
         self._drop(revoked)
 
     def _lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("lost").inc()
         self._joined = None  # until it is a member again
-        self._delivery.discard()
+        self._delivery.forget(map(self._output, self._partitions))
         self._drop(lost)
 
     def _drop(self, partitions: list[TopicPartition]) -> None:
         for where in partitions:
             self._partitions.pop(where.partition, None)
+            self._waiting.pop(where.partition, None)
+            self._unsettled.pop(where.partition, None)
         log.info("gave up %s, now %s", sorted(p.partition for p in partitions), sorted(self._partitions))
 
     def _look(self, consumer: Consumer) -> None:
         self._looked = self._beat
+        self._begin_waiting(consumer)
         backlog = 0
         for number, partition in self._partitions.items():
             where = TopicPartition(self._settings.input_topic, number)
@@ -248,6 +338,8 @@ class Service:
     def _metrics_text(self) -> bytes:
         partitions = list(self._partitions.values())
         self.metrics.partitions.set(len(partitions))
+        self.metrics.waiting.set(len(self._waiting))
+        self.metrics.unsettled.set(len(self._unsettled))
         self.metrics.replaying.set(sum(not partition.caught_up for partition in partitions))
         self.metrics.keys.set(sum(map(len, partitions)))
         self.metrics.ready.set(self.ready()[0])

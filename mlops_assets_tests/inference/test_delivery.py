@@ -62,8 +62,15 @@ def delivery(producer: FakeProducer) -> Delivery:
         "COMMIT_INTERVAL_MS": "10000",
         "TRANSACTION_TIMEOUT_MS": "60000",
     }
-    settings = Settings.from_environment(env)
-    return Delivery(producer, settings, Metrics("1", "none"), lambda _: None)  # type: ignore[arg-type]
+    settings, metrics = Settings.from_environment(env), Metrics("1", "none")
+    return Delivery(
+        producer,  # type: ignore[arg-type]
+        lambda _: producer,  # type: ignore[arg-type, return-value]
+        lambda number: number,
+        settings,
+        metrics,
+        lambda _: None,
+    )
 
 
 def batch(number: int) -> Outcome:

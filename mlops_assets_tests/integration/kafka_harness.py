@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -156,6 +157,17 @@ class Stream:
             if per_second:
                 time.sleep(max(0.0, began + (start + 500) / per_second - time.monotonic()))
         assert self.producer.flush(60) == 0
+
+    def send(self, messages: Sequence[Message]) -> None:
+        """Hands the messages to the producer and waits for nobody: a partition may be away."""
+        for key, value in messages:
+            self.producer.produce(self.topics[0], value, key)
+            self.producer.poll(0)
+
+    @staticmethod
+    def partition_of(key: bytes | None) -> int:
+        """Where the producer puts a key: librdkafka's default."""
+        return zlib.crc32(key or b"") % PARTITIONS
 
     def feed(self, n: int, per_second: float = 10_000) -> Future[None]:
         """Writes n clicks in the background."""
