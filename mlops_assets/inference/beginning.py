@@ -87,9 +87,9 @@ def begin(
     return Partition(max(low, replay), max(low, first))
 
 
-def resume(partition: Partition, topic_id: str) -> str:
+def resume(replay_from: int, topic_id: str) -> str:
     """The metadata of a committed offset: from where the counts can be rebuilt, and in which topic of that name."""
-    return f"{partition.replay_from} {topic_id}"
+    return f"{replay_from} {topic_id}"
 
 
 def _anew(

@@ -156,6 +156,7 @@ class Connection:
             "message.timeout.ms": self._settings.transaction_timeout_ms
             // 2,  # while the transaction may yet be aborted
             "delivery.report.only.error": True,
+            "partitioner": "murmur2_random",  # of re-keyed clicks: that of Kafka's own clients
             "linger.ms": 10,
             "compression.type": "lz4",  # answers differ in a few digits: a fifth of the bytes, and no slower
             "queue.buffering.max.messages": 1_000_000,
@@ -173,6 +174,7 @@ class Connection:
             "max.poll.interval.ms": 1_000 * STALL_SECONDS,
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",  # never back to the beginning by itself
+            "topic.metadata.refresh.interval.ms": 30_000,  # so long a partition that was added is not seen
             "enable.auto.commit": False,
             # What is fetched ahead: librdkafka needs half a kilobyte for a click of sixty bytes.
             "fetch.queue.backoff.ms": 10,

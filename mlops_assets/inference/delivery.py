@@ -91,8 +91,7 @@ class Delivery:
         self._queue: queue.Queue[_Batch | threading.Event] = queue.Queue()
         self.turn = threading.Lock()
         """Held by the thread that computes: two that both want Python pass its lock to and fro, all the time."""
-        self.sending = False
-        """Offsets may be on their way to Kafka. Else those that were sent are open, and Kafka doesn't tell others."""
+        self._sending, self._sends, self._forgot_at = False, 0, 0
         self._number = 0
         self._forgotten: dict[int, float] = {}  # of each output partition: up to which batch what goes there
         self._began = self._give_up = 0.0
@@ -135,6 +134,13 @@ class Delivery:
         """Forgets what was put and is not yet committed for some output partitions: it will be put again, or is
         somebody else's now."""
         self._forgotten |= dict.fromkeys(outputs, self._number)
+        self._forgot_at = self._sends + self._sending
+
+    @property
+    def settled(self) -> bool:
+        """Whether the committed offsets will tell of what was forgotten: none of its offsets are on their way, and for
+        those that have arrived and are not yet committed Kafka lets others wait."""
+        return self._sends >= self._forgot_at
 
     def check(self) -> None:
         """Raises DeliveryError once delivery has failed for good."""
@@ -207,13 +213,14 @@ class Delivery:
         offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
         group = self.group
         # In this order: metadata of a later membership could commit batches of partitions that were lost before it.
-        self.sending = True
+        self._sending = True
         try:
             if any(self._kept(batch) is not batch for batch in taken):
                 return False
-            patiently(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_SECONDS), self._patience)
+            # Once only: after a time-out librdkafka does not take it up again.
+            self._producer.send_offsets_to_transaction(offsets, group, self._patience)
         finally:
-            self.sending = False
+            self._sending, self._sends = False, self._sends + 1
         self._settle(0)
         if self._refused:
             raise KafkaException(self._refused)
@@ -228,7 +235,7 @@ class Delivery:
             with self.turn:
                 for key, text, partition in answers.messages():
                     produce(topic, text, key, partition, report)
-            self._settle(UNACKNOWLEDGED)
+            self._settle(answers.unacknowledged)
         for dead in outcome.dead:
             origin = {"topic": self._settings.input_topic, "partition": dead.partition, "offset": dead.offset}
             about = {"reason": dead.reason, **origin, "bytes": len(dead.value or b"")}
@@ -267,7 +274,9 @@ class Delivery:
         self.trouble = cause.str()
         log.warning("a transaction is aborted and tried again: %s", cause.str())
         time.sleep(0.1)
-        bad = self._outputs(taken) if self._committing else self._bad(taken, again)
+        bad = self._outputs(taken)
+        if not self._committing:  # else only the committed offsets tell whether it was committed in the end
+            bad &= self._bad(taken, again) if self._refused else set()
         self._forgotten |= dict.fromkeys(bad, INFINITE)
         self._abort(1 if bad else CALL_SECONDS)
         if bad:

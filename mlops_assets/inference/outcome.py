@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Protocol
 
 from confluent_kafka import TopicPartition
 
-from mlops_assets.inference.scoring import Answers
 from mlops_assets.inference.snapshots import Snapshot
+
+
+class Messages(Protocol):
+    """What is to be produced to the output."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many of them librdkafka's queue of 64 MiB may hold."""
+
+    def without(self, outputs: Container[int]) -> Messages:
+        """Those that go to other partitions."""
+
+    def messages(self) -> Iterator[tuple[bytes | None, bytes | None, int]]:
+        """Key, value and partition of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +48,7 @@ class Outcome:
     """Where its partitions go on, and in the metadata from where their counts can be rebuilt."""
     written: list[tuple[float, int]]
     """Of each of these: when the oldest of its clicks was written, in epoch seconds, and how many they are."""
-    answers: Sequence[Answers]
+    answers: Sequence[Messages]
     dead: list[DeadLetter]
     snapshot: Snapshot | None = None
     """Of a partition's counts behind this batch, to be written once that is committed."""

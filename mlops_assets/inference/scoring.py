@@ -30,6 +30,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def unacknowledged(self) -> int:
+        """How many of them librdkafka may hold: more would be memory, not speed."""
+        return 20_000
+
     def without(self, outputs: Container[int]) -> Answers:
         """Those that go to other partitions."""
         kept = np.array([number not in outputs for number in self.partitions.tolist()], np.bool_)

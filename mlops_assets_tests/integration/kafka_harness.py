@@ -88,7 +88,7 @@ class Worker:
         lines = [line.rsplit(" ", 1) for line in self.get("/metrics")[1].splitlines()]
         return float(next((line[1] for line in lines if line[0] == name), 0))
 
-    def wait_ready(self, seconds: float = 60) -> Worker:
+    def wait_ready(self, seconds: float = 180) -> Worker:
         until(lambda: self.get("/ready")[0] == 200 or self.process.poll() is not None, seconds, "ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
