@@ -22,7 +22,8 @@ def write_raw(lake: Lake, day: str, clicks: int = 4_000, seed: int = 1) -> None:
     with lake.stage("raw_clicks", day) as staging:
         with staging.part(RAW_CLICKS, 0) as part:
             part.write_rows(raw_rows(every, 0))
-        staging.commit([part.staged], inputs={"landing": str(seed)}, code_version="1")
+        counted = {"rows_in": clicks, "quarantined": {}, "installs": int(np.sum(every.label == 1))}
+        staging.commit([part.staged], inputs={"landing": str(seed)}, code_version="1", metadata=counted)
 
 
 def data(lake: Lake) -> dict[str, bytes]:
