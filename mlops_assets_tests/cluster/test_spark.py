@@ -27,7 +27,7 @@ from mlops_assets_tests.cluster.spark_rig import BUCKET, NAMESPACE, SparkRig
 from mlops_assets_tests.spark.raw_days import DAYS, data, write_raw
 from mlops_assets_tests.spark.test_predictions import model_folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 CLICKS = 60_000
 NUMBERS = count()
 
