@@ -6,7 +6,7 @@ import io
 import os
 import pickle
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -36,13 +36,9 @@ class Copies:
 
     run: list[Any]
     output: int
-    unacknowledged: int = 20_000
 
     def __len__(self) -> int:
         return len(self.run)
-
-    def without(self, outputs: Container[int]) -> Copies:
-        return self if self.output not in outputs else Copies([], self.output)
 
     def messages(self) -> Iterator[tuple[bytes, bytes, int]]:
         return zip(map(Message.key, self.run), map(Message.value, self.run), repeat(self.output))  # type: ignore[arg-type]
@@ -52,7 +48,7 @@ class Echo(Service):
     """The service's own consuming, producing and transactions, without any work between."""
 
     def _score(self, runs: dict[int, list[Any]]) -> Outcome:
-        offsets, copies = [], list[Copies]()
+        offsets, copies = [], list[Any]()
         for number, run in runs.items():
             partition = self._partitions[number]
             partition.position = run[-1].offset() + 1

@@ -7,51 +7,34 @@ beginning again, which would answer clicks twice, unless START_FROM says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from mlops_assets.inference.config import Settings
-from mlops_assets.inference.connection import CALL_SECONDS
+from mlops_assets.inference.connection import ASSIGN_SECONDS, CALL_SECONDS, ServiceError, patiently
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
 
 log = logging.getLogger(__name__)
 
-ID_LENGTH: Final = 22  # of a topic's id, in base64
-
-
-class BeginningError(RuntimeError):
-    """Kafka has lost up to where a partition is answered; the message says how, and what to do."""
-
 
 def begin(
     consumer: Consumer,
-    number: int,
-    topic_id: str,
+    where: TopicPartition,
     settings: Settings,
     output: int,
     metrics: Metrics,
-    newest: Callable[[TopicPartition], Partition | None],
+    saved: Partition | None,
 ) -> Partition:
-    """Partition `number` as its committed offset and that one's metadata describe it; it is answered in `output`.
-    The `newest` that was saved of it is used where less has then to be counted again.
+    """The partition as its committed offset and that one's metadata describe it; its answers go to partition `output`.
+    What was `saved` of it is used where that leaves less to be counted again.
 
-    Raises:
-        BeginningError: it may have been answered before, and nobody knows up to where.
-        KafkaException: Kafka does not tell: a former owner's offsets are not yet committed, or a leader is missing.
+    Raises ServiceError if it may have been answered before and nobody knows up to where.
     """
-    [where] = consumer.committed([TopicPartition(settings.input_topic, number)], timeout=CALL_SECONDS)
-    if where.error:
-        raise KafkaException(where.error)
     low, high = _ends(consumer, where)
-    first, saved = where.offset, newest(where)
-    replay_from, _, known_id = (where.metadata or "").partition(" ")
-    ours = replay_from.isdecimal() and len(known_id) in (0, ID_LENGTH)
-    anew = ours and known_id not in ("", topic_id)
-    if anew or not 0 <= first <= high:
-        first, ours, saved = _anew(consumer, where, settings, output, low, high, anew), False, None
+    number, first = where.partition, where.offset
+    if not 0 <= first <= high:
+        first, saved = _anew(consumer, where, settings, output, low, high), None
     if first < low:
         metrics.lost.inc(low - first)
         log.error(
@@ -59,8 +42,9 @@ def begin(
             "for longer than the topic keeps them: raise its retention",
             *(number, low - first, first),
         )
-    replay = min(first, int(replay_from)) if ours else first
-    foreign = first == where.offset and not anew and not ours
+    metadata = where.metadata or ""
+    replay = min(first, int(metadata)) if metadata.isdecimal() else first
+    foreign = first == where.offset and not metadata.isdecimal()
     if saved is not None and max(low, low if foreign else replay) <= saved.position:
         metrics.snapshots.labels("loaded").inc()
         log.info(
@@ -87,28 +71,19 @@ def begin(
     return Partition(max(low, replay), max(low, first))
 
 
-def resume(replay_from: int, topic_id: str) -> str:
-    """The metadata of a committed offset: from where the counts can be rebuilt, and in which topic of that name."""
-    return f"{replay_from} {topic_id}"
-
-
-def _anew(
-    consumer: Consumer, where: TopicPartition, settings: Settings, output: int, low: int, high: int, anew: bool
-) -> int:
+def _anew(consumer: Consumer, where: TopicPartition, settings: Settings, output: int, low: int, high: int) -> int:
     """Where to begin in a partition of which Kafka holds no usable offset."""
     number = where.partition
     if settings.start_from:
         log.warning("partition %s begins at the %s offset, as START_FROM says", number, settings.start_from)
         return low if settings.start_from == "earliest" else high
-    why = f"the committed offset {where.offset} lies behind the end of the log, {high}: it was cut"
-    if anew:
-        why = f"the topic was made anew since offset {where.offset} was committed"
-    elif where.offset < 0:
+    why = f"the committed offset {where.offset} lies behind the end of the log, {high}: it was cut, or made anew"
+    if where.offset < 0:
         why = "no offset is committed: they expire when no worker comes for offsets.retention.minutes"
         if not _answered(consumer, settings, output) or _others(consumer, settings.input_topic):
             log.info("partition %s is new, and begins at offset %s", number, low)
             return low
-    raise BeginningError(
+    raise ServiceError(
         f"partition {number} of {settings.input_topic}, group {settings.group_id}: {why}. Its clicks could be answered "
         f"twice or never, so say where to begin: START_FROM=earliest (offset {low}) or START_FROM=latest ({high})"
     )
@@ -123,10 +98,8 @@ def _answered(consumer: Consumer, settings: Settings, output: int) -> bool:
     reader = Consumer(settings.kafka.client() | isolated | {"group.id": settings.group_id, "enable.auto.commit": False})
     try:
         reader.assign([TopicPartition(settings.output_topic, output, low)])
-        message = reader.poll(CALL_SECONDS)
-        if message is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return message.error() is None
+        message = reader.poll(ASSIGN_SECONDS)
+        return message is None or message.error() is None
     finally:
         reader.close()
 
@@ -134,13 +107,14 @@ def _answered(consumer: Consumer, settings: Settings, output: int) -> bool:
 def _others(consumer: Consumer, topic: str) -> bool:
     """Whether offsets of any partition of the input are committed: then one that has none was added."""
     partitions = consumer.list_topics(topic, timeout=CALL_SECONDS).topics[topic].partitions
-    committed = consumer.committed([TopicPartition(topic, number) for number in partitions], timeout=CALL_SECONDS)
-    return any(where.offset >= 0 for where in committed)
+    every, found = [TopicPartition(topic, number) for number in partitions], list[TopicPartition]()
+    patiently(lambda: found.extend(consumer.committed(every, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
+    return any(where.offset >= 0 for where in found)
 
 
 def _ends(consumer: Consumer, where: TopicPartition) -> tuple[int, int]:
     """The first offset of a partition's log and the one behind its last."""
-    ends: tuple[int, int] | None = consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)
-    if ends is None:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-    return ends
+    ends: list[int] = []
+    patiently(lambda: ends.extend(consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
+    low, high = ends
+    return low, high

@@ -6,33 +6,28 @@ and scores what the next ones will hold. Why each click is answered once:
 - A transaction holds whole batches in the order of `put`, and of each partition the offset behind the last of them:
   answers and offsets become visible together or not at all. The batches that wait for the next one are in neither.
 - Aborted: all its batches are produced again in the next attempt; they were computed once, so their counts are right.
-- Kafka is away: attempts go on until it is back, with a new producer if Kafka has aborted the transaction meanwhile.
-- One output partition is away: what goes there is forgotten, and read again from the committed offsets once it is
-  back. The rest goes on under another id, since a transaction with that partition in it can't end before.
-- Revoked: `drain` commits everything that was put before the partitions are given up; if that takes too long it is
-  forgotten, and who takes over begins at the committed offsets. SIGTERM does the same.
-- Lost: `forget`; an attempt that holds forgotten batches is aborted. If its commit is under way already, Kafka judges
-  it by the membership with which the offsets were sent.
-- Kafka did not say what became of a commit: its batches are forgotten too, since only the committed offsets can tell.
+- Revoked: `drain` commits everything that was put before the partitions are given up; if that takes too long the
+  worker ends, and who takes over begins at the committed offsets. SIGTERM does the same.
+- Lost: `discard` ends the era of all batches; an attempt that holds one of them is aborted, and they are forgotten. If
+  its commit is under way already, Kafka judges it by the membership with which the offsets were sent.
 - Fenced, or killed: the transaction is aborted by whoever takes the id over, or by its timeout.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from mlops_assets.inference.config import Settings
-from mlops_assets.inference.connection import CALL_SECONDS, passing, patiently
+from mlops_assets.inference.connection import CALL_SECONDS, patiently
 from mlops_assets.inference.metrics import Metrics, reason_label
 from mlops_assets.inference.outcome import Outcome
 from mlops_assets.inference.snapshots import Snapshot
@@ -42,7 +37,7 @@ log = logging.getLogger(__name__)
 QUEUED_BATCHES: Final = 8
 TRANSACTION_ANSWERS: Final = 100_000
 UNACKNOWLEDGED: Final = 20_000  # messages within librdkafka: more would be memory, not speed
-GIVE_UP_SECONDS: Final = 30  # on errors that are not known to pass
+GIVE_UP_SECONDS: Final = 30
 DEAD_LETTER_BYTES: Final = 65_536  # the whole message stays in the input, at the origin that the headers name
 HOPELESS: Final = (
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -57,13 +52,9 @@ class DeliveryError(RuntimeError):
     """Answers could not be committed; nothing of them is visible, and a restart answers them again."""
 
 
-INFINITE: Final = float("inf")
-FENCED: Final = (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH)
-
-
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    number: int
+    era: int
     outcome: Outcome
     more: bool
 
@@ -72,80 +63,57 @@ class Delivery:
     """Commits batches in the order of `put`."""
 
     def __init__(
-        self,
-        producer: Producer,
-        renew: Callable[[bool], Producer],
-        output: Callable[[int], int],
-        settings: Settings,
-        metrics: Metrics,
-        keep: Callable[[Snapshot], None],
+        self, producer: Producer, settings: Settings, metrics: Metrics, keep: Callable[[Snapshot], None]
     ) -> None:
-        """`renew` makes another producer, under another id if told so; `output` says where a partition's answers go;
-        `keep` takes the snapshots that came with what is committed."""
-        self._producer, self._renew, self._output, self._keep = producer, renew, output, keep
-        self._settings, self._metrics = settings, metrics
+        self._producer, self._settings, self._metrics, self._keep = producer, settings, metrics, keep
         self._patience = settings.transaction_timeout_ms / 1_000  # then Kafka itself has aborted the transaction
         self.group: Any = None
         """The consumer group's metadata of the moment, which prove that its offsets may be committed."""
         # A batch; or an event to set as soon as everything before it is committed.
-        self._queue: queue.Queue[_Batch | threading.Event] = queue.Queue()
+        self._queue: queue.Queue[_Batch | threading.Event] = queue.Queue(QUEUED_BATCHES)
         self.turn = threading.Lock()
         """Held by the thread that computes: two that both want Python pass its lock to and fro, all the time."""
-        self._sending, self._sends, self._forgot_at = False, 0, 0
-        self._number = 0
-        self._forgotten: dict[int, float] = {}  # of each output partition: up to which batch what goes there
-        self._began = self._give_up = 0.0
-        self._committing = False
+        self._era = 0
+        self._began = 0.0
         self._refused: KafkaError | None = None
-        self._unwritten: set[tuple[str, int]] = set()  # topics and partitions that didn't take everything
         self._error: BaseException | None = None
         self.trouble = ""
         """Why answers are not being committed right now; empty when they are."""
         threading.Thread(target=self._run, name="delivery", daemon=True).start()
 
     def put(self, outcome: Outcome, more: bool = False) -> None:
-        """Takes a batch; `more` says that another one is about to come. Ask for `room` first."""
-        self._number += 1
-        self._queue.put(_Batch(self._number, outcome, more))
+        """Takes a batch, waiting for room if need be; `more` says that another one is about to come.
 
-    def room(self, seconds: float) -> bool:
-        """Whether a batch should be put, now or within some seconds. Raises DeliveryError if none ever can be again."""
-        with self._queue.not_full:  # notified whenever something is taken
-            free = self._queue.not_full.wait_for(lambda: len(self._queue.queue) < QUEUED_BATCHES, seconds)
-        self.check()
-        return free
+        Raises DeliveryError once delivery has failed for good.
+        """
+        self._enqueue(_Batch(self._era, outcome, more), time.monotonic() + 2 * GIVE_UP_SECONDS)
 
-    def drain(self, seconds: float) -> bool:
-        """Whether within some seconds all that was put is committed. Raises DeliveryError if it never can be."""
+    def drain(self, seconds: float) -> None:
+        """Returns when all that was put is committed. Raises DeliveryError if that takes longer than `seconds`."""
         deadline, done = time.monotonic() + seconds, threading.Event()
-        self._queue.put(done)
+        self._enqueue(done, deadline)
         while not done.wait(0.05):
             self.check()
             if time.monotonic() > deadline:
-                return False
-        return True
+                raise DeliveryError(f"the answers under way were not committed within {seconds:.0f} s: {self.trouble}")
 
-    @property
-    def refused(self) -> list[int]:
-        """The output partitions that do not take answers. They are given none until `forget` is called for them."""
-        return [output for output, number in dict(self._forgotten).items() if number == INFINITE]
-
-    def forget(self, outputs: Iterable[int]) -> None:
-        """Forgets what was put and is not yet committed for some output partitions: it will be put again, or is
-        somebody else's now."""
-        self._forgotten |= dict.fromkeys(outputs, self._number)
-        self._forgot_at = self._sends + self._sending
-
-    @property
-    def settled(self) -> bool:
-        """Whether the committed offsets will tell of what was forgotten: none of its offsets are on their way, and for
-        those that have arrived and are not yet committed Kafka lets others wait."""
-        return self._sends >= self._forgot_at
+    def discard(self) -> None:
+        """Forgets what is not yet committed: its partitions are somebody else's now."""
+        self._era += 1
 
     def check(self) -> None:
         """Raises DeliveryError once delivery has failed for good."""
         if self._error is not None:
             raise DeliveryError(str(self._error)) from self._error
+
+    def _enqueue(self, item: _Batch | threading.Event, deadline: float) -> None:
+        while True:
+            self.check()
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                if time.monotonic() > deadline:
+                    raise DeliveryError(f"answers are not being committed: {self.trouble}") from None
 
     def _run(self) -> None:
         try:
@@ -181,50 +149,41 @@ class Delivery:
                 batch = item
 
         batches: Iterable[_Batch] = arriving()
-        self._give_up, again = 0.0, False
+        give_up = 0.0
         while True:
             try:
                 if self._attempt(batches, taken):
-                    break
-                self._abort()
+                    self.trouble = ""
+                    return ended[0] if ended else None
             except KafkaException as exception:
-                self._recover(exception.args[0], taken, again)
-                again = True
-            batches = taken = [kept for batch in taken if (kept := self._kept(batch)).outcome.offsets]
-            if not taken:
-                break
-        self.trouble = ""
-        return ended[0] if ended else None
-
-    def _kept(self, batch: _Batch) -> _Batch:
-        """The batch without what is to be forgotten of it."""
-        outputs = {output for output, number in dict(self._forgotten).items() if batch.number <= number}
-        outcome = batch.outcome.without(outputs, self._output) if outputs else batch.outcome
-        return batch if outcome is batch.outcome else replace(batch, outcome=outcome)
+                error: KafkaError = self._refused or exception.args[0]
+                give_up = give_up or time.monotonic() + GIVE_UP_SECONDS
+                if exception.args[0].fatal():
+                    raise DeliveryError(self._explain(error)) from exception
+                if error.code() in HOPELESS or time.monotonic() > give_up:
+                    self._abort()
+                    raise DeliveryError(self._explain(error)) from exception
+                self.trouble = error.str()
+                log.warning("a transaction is aborted and tried again: %s", error.str())
+                time.sleep(0.1)
+            self._abort()
+            batches = taken = [batch for batch in taken if batch.era == self._era]
 
     def _attempt(self, batches: Iterable[_Batch], taken: list[_Batch]) -> bool:
         """One transaction with all the batches; False, and nothing committed, if some were discarded meanwhile."""
-        self._refused, self._unwritten, self._committing = None, set(), False
+        self._refused = None
         self._began = time.monotonic()
         self._producer.begin_transaction()
         for batch in batches:
             self._produce(batch.outcome)
         began = time.monotonic()
-        offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
         group = self.group
         # In this order: metadata of a later membership could commit batches of partitions that were lost before it.
-        self._sending = True
-        try:
-            if any(self._kept(batch) is not batch for batch in taken):
-                return False
-            # Once only: after a time-out librdkafka does not take it up again.
-            self._producer.send_offsets_to_transaction(offsets, group, self._patience)
-        finally:
-            self._sending, self._sends = False, self._sends + 1
+        if any(batch.era != self._era for batch in taken):
+            return False
+        offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
+        patiently(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_SECONDS), self._patience)
         self._settle(0)
-        if self._refused:
-            raise KafkaException(self._refused)
-        self._committing = True
         patiently(lambda: self._producer.commit_transaction(CALL_SECONDS), self._patience)
         self._observe(taken, time.monotonic() - began)
         return True
@@ -235,7 +194,7 @@ class Delivery:
             with self.turn:
                 for key, text, partition in answers.messages():
                     produce(topic, text, key, partition, report)
-            self._settle(answers.unacknowledged)
+            self._settle(UNACKNOWLEDGED)
         for dead in outcome.dead:
             origin = {"topic": self._settings.input_topic, "partition": dead.partition, "offset": dead.offset}
             about = {"reason": dead.reason, **origin, "bytes": len(dead.value or b"")}
@@ -252,69 +211,22 @@ class Delivery:
                 self._producer.poll(0)
             time.sleep(0.002)
 
-    def _report(self, error: KafkaError | None, message: Message) -> None:
-        if error is None:
-            return
-        self._unwritten.add((message.topic() or "", message.partition() or 0))
-        if error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+    def _report(self, error: KafkaError | None, _: object) -> None:
+        if error is not None and error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
             self._refused = error
 
-    def _recover(self, error: KafkaError, taken: list[_Batch], again: bool) -> None:
-        """Makes way for another attempt, however long Kafka is away. Raises DeliveryError where that can't help."""
-        cause = self._refused or error
-        fenced = error if error.code() in FENCED else cause if cause.code() in FENCED else None
-        self._give_up = self._give_up or time.monotonic() + GIVE_UP_SECONDS
-        if passing(cause) or fenced:
-            self._give_up = 0.0
-        passes = time.monotonic() < (self._give_up or INFINITE)
-        if cause.code() in HOPELESS or (fenced and not self._expired()) or not passes:
-            with contextlib.suppress(KafkaException):  # a new producer, after a restart, ends it in any case
-                self._producer.abort_transaction(CALL_SECONDS)
-            raise DeliveryError(self._explain(fenced or cause))
-        self.trouble = cause.str()
-        log.warning("a transaction is aborted and tried again: %s", cause.str())
-        time.sleep(0.1)
-        bad = self._outputs(taken)
-        if not self._committing:  # else only the committed offsets tell whether it was committed in the end
-            bad &= self._bad(taken, again) if self._refused else set()
-        self._forgotten |= dict.fromkeys(bad, INFINITE)
-        self._abort(1 if bad else CALL_SECONDS)
-        if bad:
-            log.error("what goes to the output's partitions %s is set aside: %s", sorted(bad), cause.str())
-            self._producer = self._renew(not self._committing)
-
-    def _abort(self, seconds: float = CALL_SECONDS) -> None:
+    def _abort(self) -> None:
         self._metrics.transactions.labels("aborted").inc()
         try:
-            self._producer.abort_transaction(seconds)
-        except KafkaException:
-            if seconds == CALL_SECONDS:
-                self._producer = self._renew(False)
-
-    def _outputs(self, taken: list[_Batch]) -> set[int]:
-        """The output partitions of some batches."""
-        return {self._output(where.partition) for batch in taken for where in batch.outcome.offsets}
-
-    def _bad(self, taken: list[_Batch], again: bool) -> set[int]:
-        """The output partitions without which the others can be written: none if all of Kafka is away."""
-        self._producer.purge()
-        self._producer.flush(1)  # so that all is reported that is not written
-        bad = {number for topic, number in self._unwritten if topic == self._settings.output_topic}
-        if any(topic == self._settings.dead_letter_topic for topic, _ in self._unwritten):
-            bad |= {self._output(dead.partition) for batch in taken for dead in batch.outcome.dead}
-        try:
-            topics = self._producer.list_topics(timeout=2).topics
-            leaders = [topics[topic].partitions[number].leader for topic, number in self._unwritten]
-        except (KafkaException, KeyError):
-            return set()
-        return bad if again or min(leaders, default=0) < 0 else set()  # a slow Kafka times messages out too
-
-    def _expired(self) -> bool:
-        """Whether Kafka has aborted the transaction because it took too long, and fenced its producer for that."""
-        return time.monotonic() - self._began > 0.9 * self._patience
+            patiently(lambda: self._producer.abort_transaction(CALL_SECONDS), self._patience)
+        except KafkaException as exception:  # a new producer, after a restart, ends the transaction in any case
+            raise DeliveryError(self._explain(self._refused or exception.args[0])) from exception
 
     def _explain(self, error: KafkaError) -> str:
-        if error.code() in FENCED:
+        if error.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH):
+            # Kafka fences a producer too whose transaction it has aborted because it took too long.
+            if time.monotonic() - self._began > 0.9 * self._patience:
+                return f"a transaction took longer than TRANSACTION_TIMEOUT_MS: {error.str()}"
             return f"another worker took over the id {self._settings.worker_id!r} (WORKER_ID): {error.str()}"
         topics = f"{self._settings.output_topic}, {self._settings.dead_letter_topic}"
         return f"answers cannot be written to {topics}: {error.str()}"

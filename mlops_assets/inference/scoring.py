@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,16 +29,6 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    @property
-    def unacknowledged(self) -> int:
-        """How many of them librdkafka may hold: more would be memory, not speed."""
-        return 20_000
-
-    def without(self, outputs: Container[int]) -> Answers:
-        """Those that go to other partitions."""
-        kept = np.array([number not in outputs for number in self.partitions.tolist()], np.bool_)
-        return Answers(self.keys[kept], self.values[kept], self.partitions[kept])
 
     def messages(self) -> Iterator[tuple[bytes, bytes, int]]:
         """Key, value and partition of each."""

@@ -201,7 +201,7 @@ class Snapshots:
 
         def newest(where: TopicPartition) -> Partition | None:
             nonlocal broken
-            replay = (where.metadata or "").partition(" ")[0]
+            replay = where.metadata or ""
             little = where.offset < (int(replay) if replay.isdecimal() else 0) + LEAST_CLICKS
             if reader is None or little or broken or time.monotonic() > deadline:
                 return None

@@ -2,13 +2,11 @@
 
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.delivery import Delivery
@@ -64,15 +62,8 @@ def delivery(producer: FakeProducer) -> Delivery:
         "COMMIT_INTERVAL_MS": "10000",
         "TRANSACTION_TIMEOUT_MS": "60000",
     }
-    settings, metrics = Settings.from_environment(env), Metrics("1", "none")
-    return Delivery(
-        producer,  # type: ignore[arg-type]
-        lambda _: producer,  # type: ignore[arg-type, return-value]
-        lambda number: number,
-        settings,
-        metrics,
-        lambda _: None,
-    )
+    settings = Settings.from_environment(env)
+    return Delivery(producer, settings, Metrics("1", "none"), lambda _: None)  # type: ignore[arg-type]
 
 
 def batch(number: int) -> Outcome:
@@ -105,109 +96,3 @@ def test_a_transaction_grows_while_there_is_a_backlog(producer: FakeProducer, de
         threading.Event().wait(0.05)
     producer.until(lambda: bool(producer.committed))
     assert producer.committed == [[b"1", b"2", b"3"]]
-
-
-class BrokenProducer(FakeProducer):
-    """Fails as `errors` says, by what is called; takes nothing for the partitions in `away`."""
-
-    def __init__(self, **errors: list[KafkaError]) -> None:
-        super().__init__()
-        self.errors, self.away = errors, set[int]()
-        self.unwritten: list[tuple[int, Any]] = []
-
-    def fail(self, call: str) -> None:
-        if self.errors.get(call):
-            raise KafkaException(self.errors[call].pop(0))
-
-    def produce(self, topic: str, text: bytes, key: bytes, partition: int, report: Any) -> None:
-        super().produce(topic, text, key, partition, report)
-        if partition in self.away:
-            self.unwritten.append((partition, report))
-
-    def poll(self, _seconds: float) -> None:
-        while self.unwritten:
-            number, report = self.unwritten.pop()
-            message = mock.Mock(**{"topic.return_value": "predictions", "partition.return_value": number})
-            report(KafkaError(KafkaError._MSG_TIMED_OUT), message)
-
-    def send_offsets_to_transaction(self, *_: Any) -> None:
-        self.fail("offsets")
-
-    def commit_transaction(self, seconds: float) -> None:
-        self.fail("commit")
-        super().commit_transaction(seconds)
-
-    def abort_transaction(self, _seconds: float) -> None:
-        self.fail("abort")
-
-    def purge(self) -> None:
-        pass
-
-    def flush(self, _seconds: float) -> int:
-        return 0
-
-    def list_topics(self, timeout: float) -> Any:
-        self.fail("list")
-        return SimpleNamespace(topics={"predictions": SimpleNamespace(partitions={7: SimpleNamespace(leader=-1)})})
-
-    def __len__(self) -> int:
-        return len(self.unwritten)
-
-
-def deliver(first: BrokenProducer, second: BrokenProducer) -> tuple[Delivery, list[bool]]:
-    """A delivery that is given the second producer once the first is of no use; and for what."""
-    settings = Settings.from_environment({"KAFKA_BOOTSTRAP_SERVERS": "localhost:1"})
-    renewed: list[bool] = []
-
-    def renew(other_id: bool) -> Any:
-        renewed.append(other_id)
-        return second
-
-    producer: Any = first
-    return Delivery(producer, renew, lambda number: number, settings, Metrics("1", "none"), lambda _: None), renewed
-
-
-def outcome(*numbers: int) -> Outcome:
-    """An answer each to clicks of some partitions, which go to the partition of the same number."""
-    keys = np.array([f"{number}" for number in numbers], "S")
-    offsets = [TopicPartition("input", number, 1) for number in numbers]
-    return Outcome(offsets, [(0.0, 1)] * len(numbers), [Answers(keys, keys, np.array(numbers, np.uint16))], [])
-
-
-AWAY = [KafkaError(KafkaError._TIMED_OUT)]
-
-
-def test_while_kafka_is_away_batches_are_kept_and_then_committed_once_by_a_new_producer() -> None:
-    gone = BrokenProducer(offsets=AWAY[:], abort=AWAY[:], list=AWAY[:])
-    back = BrokenProducer()
-    delivery, renewed = deliver(gone, back)
-    delivery.put(outcome(1, 2))
-    back.until(lambda: back.committed == [[b"1", b"2"]])
-    assert (gone.committed, renewed, delivery.refused) == ([], [False], [])
-    assert delivery.drain(5)
-    assert not delivery.trouble
-
-
-def test_what_a_commit_without_an_answer_held_is_not_written_again() -> None:
-    gone = BrokenProducer(commit=[KafkaError(KafkaError._FAIL)])
-    back = BrokenProducer()
-    delivery, renewed = deliver(gone, back)
-    delivery.put(outcome(1, 2))
-    assert delivery.drain(5)
-    assert (sorted(delivery.refused), renewed) == ([1, 2], [False])
-    delivery.put(outcome(1, 3))  # read before that was known
-    back.until(lambda: back.committed == [[b"3"]])
-    delivery.forget([1, 2])  # to be begun again, at the committed offsets
-    delivery.put(outcome(1))
-    back.until(lambda: back.committed == [[b"3"], [b"1"]])
-    assert delivery.refused == []
-
-
-def test_a_partition_that_takes_no_answers_holds_up_no_others() -> None:
-    first, second = BrokenProducer(), BrokenProducer()
-    first.away = {7}
-    delivery, renewed = deliver(first, second)
-    delivery.put(outcome(1, 7, 2))
-    second.until(lambda: second.committed == [[b"1", b"2"]])
-    assert (delivery.refused, renewed) == ([7], [True])  # the old id is held up by the transaction with 7 in it
-    assert delivery.settled

@@ -4,14 +4,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import ServiceError, patiently
-from mlops_assets.inference.delivery import Delivery, DeliveryError
+from mlops_assets.inference.delivery import Delivery
 from mlops_assets.inference.model import Model
 from mlops_assets.inference.partition import Partition
 from mlops_assets.inference.service import Service
@@ -77,7 +76,7 @@ def test_a_partition_that_goes_back_is_not_answered_again(service: Service) -> N
 
 
 def test_a_worker_that_lost_its_membership_is_not_ready(service: Service) -> None:
-    service._delivery = SimpleNamespace(forget=list, trouble="")  # type: ignore[assignment]
+    service._delivery = SimpleNamespace(discard=lambda: None, trouble="")  # type: ignore[assignment]
     service._joined = time.monotonic() - 100
     assert service.ready()[0]
     service._lost(None, [])  # type: ignore[arg-type]
@@ -110,14 +109,9 @@ def test_what_does_not_pass_is_said_at_once() -> None:
 
 
 def test_a_transaction_that_took_too_long_is_no_take_over(service: Service) -> None:
-    fenced, renewed = KafkaError(KafkaError.INVALID_PRODUCER_EPOCH), SimpleNamespace()
-    abort = mock.Mock(side_effect=KafkaException(fenced))
-    old = SimpleNamespace(abort_transaction=abort, purge=lambda: None, flush=lambda _: 0, list_topics=mock.Mock())
-    arguments: Any = (old, lambda _: renewed, lambda number: number, service._settings, service.metrics, id)
-    delivery = Delivery(*arguments)
-    delivery._began = time.monotonic()
-    with pytest.raises(DeliveryError, match="another worker took over"):
-        delivery._recover(fenced, [], again=False)
+    delivery = Delivery.__new__(Delivery)
+    delivery._settings, delivery._patience, delivery._began = service._settings, 10, time.monotonic()
+    fenced = KafkaError(KafkaError.INVALID_PRODUCER_EPOCH)
+    assert "another worker took over" in delivery._explain(fenced)
     delivery._began -= 11
-    delivery._recover(fenced, [], again=False)
-    assert id(delivery._producer) == id(renewed)
+    assert "took longer than TRANSACTION_TIMEOUT_MS" in delivery._explain(fenced)
