@@ -55,6 +55,8 @@ class RunningCounts:
         Those that are `late`, shape (n,), count in their day but in no hour, and their hourly counts are 1.
         """
         result = np.ones((len(clicks), len(COUNTS)), dtype=np.uint32)
+        if late is not None and not late.any():
+            late = None
         if (
             late is None
             and len(clicks)

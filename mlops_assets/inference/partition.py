@@ -136,7 +136,7 @@ class Partition:
         ahead = clicks.time >= over + AHEAD if self._now else np.zeros(len(clicks), np.bool_)
         if elsewhere.any():
             self._waiting[1].append(clicks.take(elsewhere).bare())
-        return Counted(self._counts.count(clicks, late if late.any() else None), late | (clicks.time < over), ahead)
+        return Counted(self._counts.count(clicks, late), late | (clicks.time < over), ahead)
 
     def _tell(self, now: Now) -> None:
         """Takes in what the clock tells: opens and closes days, and ends the waiting of clicks."""
