@@ -24,33 +24,6 @@ MODULE: Final = "mlops_assets.definitions"
 START_SECONDS: Final = 180
 REQUEST_SECONDS: Final = 60
 
-LAUNCH_BACKFILL: Final = """
-mutation($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}"""
-
-BACKFILL: Final = """
-query($id: String!) {
-  partitionBackfillOrError(backfillId: $id) {
-    ... on PartitionBackfill {
-      status
-      error { message }
-      assetBackfillData {
-        assetBackfillStatuses {
-          ... on AssetPartitionsStatusCounts {
-            assetKey { path }
-            numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed
-          }
-        }
-      }
-    }
-  }
-}"""
-
 LAUNCH_JOB: Final = """
 mutation($params: ExecutionParams!) {
   launchRun(executionParams: $params) {
@@ -106,21 +79,6 @@ class DagsterServer:
             raise DagsterError(f"Dagster refused a request: {answer.get('errors', response.text)}")
         data: dict[str, Any] = answer["data"]
         return data
-
-    def launch_backfill(self, assets: Iterable[str], days: Iterable[str], title: str) -> str:
-        """Starts a backfill of these assets and days, as the UI does; the id of the backfill."""
-        selection = [{"path": [asset]} for asset in assets]
-        params = {"assetSelection": selection, "partitionNames": list(days), "title": title}
-        result = self.query(LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
-        if result["__typename"] != "LaunchBackfillSuccess":
-            raise DagsterError(f"the backfill was not accepted: {result.get('message', result['__typename'])}")
-        backfill_id: str = result["backfillId"]
-        return backfill_id
-
-    def backfill(self, backfill_id: str) -> dict[str, Any]:
-        """The backfill's status and its assets' counts of partitions, as GraphQL gives them."""
-        result: dict[str, Any] = self.query(BACKFILL, {"id": backfill_id})["partitionBackfillOrError"]
-        return result
 
     def launch_job(self, job: str, day: str | None = None, config: Mapping[str, Any] | None = None) -> str:
         """Starts a run of `job`, for the partition `day` if it has partitions; the id of the run."""

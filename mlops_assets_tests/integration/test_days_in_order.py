@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from mlops_assets.assets.promoted_model import ledger
-from mlops_assets.cli.dagster_server import LAUNCH_BACKFILL, DagsterServer, serve
+from mlops_assets.cli.dagster_server import DagsterServer, serve
 from mlops_assets.lake.store import Lake
 from mlops_assets.partitions import GRAPH
 from mlops_assets.resources.environment import embedded, variables
 from mlops_assets_tests.assets.graph import land
+from mlops_assets_tests.integration import backfills
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
@@ -43,9 +44,8 @@ def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterServe
 
 def launch(server: DagsterServer, **params: Any) -> dict[str, Any]:
     """A backfill with these parameters of the UI's own request, at its end."""
-    launched = server.query(LAUNCH_BACKFILL, {"params": params})["launchPartitionBackfill"]
-    assert launched["__typename"] == "LaunchBackfillSuccess", launched
-    while (found := server.backfill(launched["backfillId"]))["status"] in ("REQUESTED", "CANCELING"):
+    backfill_id = backfills.launch(server, **params)
+    while (found := backfills.look(server, backfill_id))["status"] in ("REQUESTED", "CANCELING"):
         time.sleep(2)
     return found
 

@@ -13,7 +13,7 @@ import pytest
 
 from mlops_assets.automation.rollout import rollout_config
 from mlops_assets.cli.dagster_server import DagsterServer, serve
-from mlops_assets_tests.integration import queue_world
+from mlops_assets_tests.integration import backfills, queue_world
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 SECONDS = 300
@@ -49,7 +49,7 @@ def begun(folder: Path, step: str, name: str) -> int | None:
 def test_an_operator_does_not_wait_behind_a_backfill(server: DagsterServer, tmp_path: Path) -> None:
     numbers = queue_world.NUMBERS.get_partition_keys()
     runs = [server.launch_assets(["candidate"], number) for number in numbers[:10]]
-    server.launch_backfill(["candidate"], numbers[10:], "test")
+    backfills.launch(server, assetSelection=[{"path": ["candidate"]}], partitionNames=numbers[10:], title="test")
 
     def statuses() -> Counter[str]:
         return Counter(run["status"] for run in server.runs("__ASSET_JOB"))
