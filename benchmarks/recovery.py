@@ -26,6 +26,7 @@ from benchmarks.inference import SERVED, train
 from benchmarks.inference_rig import DAY, Bench, Worker
 from mlops_assets.cli.produce import generated_lines
 from mlops_assets.resources.kafka import LocalBroker
+from mlops_assets.resources.kafka_topics import INPUT_PARTITIONS
 
 RATE: Final = 2_000  # clicks a second while workers go and come
 SETTLE_SECONDS: Final = 35  # by then every partition has a snapshot of its steady state
@@ -85,7 +86,7 @@ def measure(
         time.sleep(SETTLE_SECONDS)
         written = worker.metric('inference_snapshots_total{outcome="written"}')
         size = worker.metric("inference_snapshot_bytes_total")
-        figures["snapshot_bytes"] = len(next(bench.offsets(group))) * size / written if written else 0.0
+        figures["snapshot_bytes"] = INPUT_PARTITIONS * size / written if written else 0.0
         worker.process.kill()
         worker.process.wait(30)
         first = stack.enter_context(bench.worker("input", group, *module, **changes))
@@ -98,7 +99,7 @@ def measure(
 
 
 def shared(*workers: Worker) -> bool:
-    return all(worker.ready() and 0 < worker.metric("inference_partitions") < 12 for worker in workers)
+    return all(worker.ready() and 0 < worker.metric("inference_partitions") < INPUT_PARTITIONS for worker in workers)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -200,15 +200,13 @@ def run_days(server: DagsterServer, days: list[str], console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bars = {run: progress.add_task(day, total=None) for run, day in runs.items()}
-
-        def show(run: str, state: Mapping[str, Any]) -> None:
-            done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
-            progress.update(bars[run], completed=done, total=len(state["executionPlan"]["steps"]))
-
-        for run in runs:
-            while (state := server.run(run))["status"] not in ENDED:
-                for each in runs:
-                    show(each, server.run(each))
-                time.sleep(POLL_SECONDS)
-            must_have_succeeded(server, state)
-            show(run, state)
+        going = list(runs)
+        while going:
+            states = {run: server.run(run) for run in going}
+            for run, state in states.items():
+                done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
+                progress.update(bars[run], completed=done, total=len(state["executionPlan"]["steps"]))
+                if state["status"] in ENDED:
+                    must_have_succeeded(server, state)
+            going = [run for run, state in states.items() if state["status"] not in ENDED]
+            time.sleep(POLL_SECONDS)

@@ -45,7 +45,8 @@ def begin(
     metadata = where.metadata or ""
     replay = min(first, int(metadata)) if metadata.isdecimal() else first
     foreign = first == where.offset and not metadata.isdecimal()
-    if saved is not None and max(low, low if foreign else replay) <= saved.position:
+    needed = low if foreign else max(low, replay)
+    if saved is not None and needed <= saved.position:
         metrics.snapshots.labels("loaded").inc()
         log.info(
             "partition %s goes on from its snapshot of offset %s, %s behind",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -228,38 +229,56 @@ def uninterrupted(together: Clicks, random: np.random.Generator) -> tuple[Partit
     return partition, np.concatenate(counts), stops
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """A stream in which a worker stops somewhere: its clicks, what an uninterrupted one makes of them, and where."""
+
+    random: np.random.Generator
+    together: Clicks
+    partition: Partition
+    expected: Any
+    stop: int
+    replay_from: int
+    saved: Any
+
+    def rest(self, successor: Partition) -> Any:
+        """The successor's counts of what comes behind the stop, its batches cut anywhere."""
+        behind, cuts = self.together.take(slice(self.stop, None)), self.random.integers(1, 900, 5).tolist()
+        return feed(successor, behind, self.stop, cuts).counts
+
+
+def stopped(data: st.DataObject) -> Stopped:
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    together = bad_days(data, random)
+    partition, expected, stops = uninterrupted(together, random)
+    return Stopped(random, together, partition, expected, *stops[data.draw(st.integers(0, len(stops) - 1))])
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_rebuilt_counts_equal_uninterrupted_ones(data: st.DataObject) -> None:
     """Wherever a worker stops, another that reads again from `replay_from` counts on as if nothing had happened."""
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    together = bad_days(data, random)
-    partition, expected, stops = uninterrupted(together, random)
-    stop, offset, _ = stops[data.draw(st.integers(0, len(stops) - 1))]
+    case = stopped(data)
+    offset, stop = case.replay_from, case.stop
     rebuilt = Partition(offset, stop)
-    feed(rebuilt, together.take(slice(offset, stop)), offset, random.integers(1, 900, 5).tolist())
+    feed(rebuilt, case.together.take(slice(offset, stop)), offset, case.random.integers(1, 900, 5).tolist())
     assert rebuilt.caught_up
-    if stop < len(together):
-        rest = feed(rebuilt, together.take(slice(stop, None)), stop, random.integers(1, 900, 5).tolist()).counts
-        assert not (rest != expected[stop:]).any(axis=1).any()
-        assert rebuilt.replay_from == partition.replay_from
+    if stop < len(case.together):
+        assert not (case.rest(rebuilt) != case.expected[stop:]).any(axis=1).any()
+        assert rebuilt.replay_from == case.partition.replay_from
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_counts_go_on_from_where_they_were_saved(data: st.DataObject) -> None:
     """However old what was saved is, and however its successor's batches are cut."""
-    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    together = bad_days(data, random)
-    partition, expected, stops = uninterrupted(together, random)
-    begin, _, saved = stops[data.draw(st.integers(0, len(stops) - 1))]
-    loaded = Partition.load(saved, first=len(together) + 1)
-    assert loaded.position == begin
+    case = stopped(data)
+    loaded = Partition.load(case.saved, first=len(case.together) + 1)
+    assert loaded.position == case.stop
     assert not loaded.caught_up
-    rest = feed(loaded, together.take(slice(begin, None)), begin, random.integers(1, 900, 5).tolist()).counts
-    assert not (rest != expected[begin:]).any(axis=1).any()
-    assert loaded.replay_from == partition.replay_from
-    assert len(loaded) == len(partition)
-    mine, yours = loaded.save(), partition.save()
+    assert not (case.rest(loaded) != case.expected[case.stop :]).any(axis=1).any()
+    assert loaded.replay_from == case.partition.replay_from
+    assert len(loaded) == len(case.partition)
+    mine, yours = loaded.save(), case.partition.save()
     assert mine.keys() == yours.keys()
     assert all(np.array_equal(np.sort(mine[name], axis=None), np.sort(yours[name], axis=None)) for name in mine)

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from mlops_assets.cli.dagster_server import free_port
 from mlops_assets.resources import supervisor
+from mlops_assets_tests.integration.kafka_harness import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 COMMAND = str(Path(sys.executable).parent / "mlops-assets")
@@ -92,7 +92,4 @@ def test_a_dagster_that_a_killed_ui_left_behind_is_named_and_can_be_ended(tmp_pa
         kill = re.search(r"`kill (\d+)`", second.stderr)
         assert kill, second.stderr
         psutil.Process(int(kill[1])).terminate()  # a minimal system has no such program outside the shell
-        end = time.monotonic() + SECONDS
-        while running(processes) and time.monotonic() < end:
-            time.sleep(0.5)
-        assert running(processes) == []
+        until(lambda: running(processes) == [], SECONDS, "the end of all that the killed one left behind", pause=0.5)
