@@ -46,6 +46,23 @@ def test_kills_at_random_moments_under_a_supervisor(stream: NewStream) -> None:
         pytest.skip("right, but this machine is too slow for a snapshot between two kills")
 
 
+def test_rebalances_under_load_skip_no_click(stream: NewStream) -> None:
+    """A partition that changes hands is read from its committed offset on: a consumer that jumps to the end of a log
+    leaves no error and no backlog, only clicks that nobody has answered."""
+    clicks = stream()
+    stay = [clicks.worker(WORKER_ID=name).wait_ready() for name in "ab"]
+    rounds, per_second = 8, 2_000
+    feeding = clicks.feed(rounds * 8 * per_second, per_second)
+    while not feeding.done():
+        come = [clicks.worker() for _ in range(3)]
+        for worker in come:
+            until(lambda: worker.metric("inference_partitions") > 0, 60, "it has partitions")  # noqa: B023 - called here
+        for worker in come:
+            worker.stop()
+    clicks.judge()
+    assert [worker.process.poll() for worker in stay] == [None, None]
+
+
 def test_a_broker_that_stops_and_one_that_crashes_in_mid_stream(tmp_path: Path) -> None:
     with LocalBroker(tmp_path / "kafka") as broker:
         clicks = Stream(broker, "restarts", write_model(tmp_path / "model"), tmp_path)
