@@ -36,6 +36,7 @@ class Copies:
 
     run: list[Any]
     output: int
+    large: bool = False
 
     def __len__(self) -> int:
         return len(self.run)
@@ -48,11 +49,11 @@ class Echo(Service):
     """The service's own consuming, producing and transactions, without any work between."""
 
     def _score(self, runs: dict[int, list[Any]]) -> Outcome:
-        offsets, copies = [], list[Any]()
+        offsets, copies = [], list[Copies]()
         for number, run in runs.items():
             partition = self._partitions[number]
             partition.position = run[-1].offset() + 1
-            offsets.append(self._offset(number, partition))
+            offsets.append(self._offset(number, partition.position, partition.replay_from))
             copies.append(Copies(run, self._output(number)))
         return Outcome(offsets, [], copies, [])
 

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from pathlib import Path
-from typing import Final
 
 from mlops_assets.inference.config import ConfigError, Settings
-from mlops_assets.inference.connection import ServiceError
-from mlops_assets.inference.delivery import DeliveryError
 from mlops_assets.inference.model import Model, ModelError
 from mlops_assets.inference.service import Service
-
-STOPPED: Final = 0
-FAILED: Final = 1  # a restart may help
-MISCONFIGURED: Final = 2  # a restart cannot help
+from mlops_assets.inference.worker import MISCONFIGURED, STOPPED, run
 
 
 def main() -> int:
@@ -49,15 +42,7 @@ def main() -> int:
             settings.kafka.servers,
         )
         return STOPPED
-    service = Service(settings, model)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: service.stop())
-    try:
-        service.run()
-    except (ServiceError, DeliveryError) as error:
-        logging.error("%s", error)
-        return FAILED
-    return STOPPED
+    return run(Service(settings, model))
 
 
 if __name__ == "__main__":

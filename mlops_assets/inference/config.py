@@ -150,6 +150,8 @@ class Settings:
     batch_clicks: int
     commit_interval: float
     """How many seconds a transaction may grow while there is a backlog, which divides a commit's cost."""
+    rekey_linger: float
+    """How many seconds the re-keying step lets a click wait for earlier ones that are on their way."""
     start_from: str
     """Where to begin if Kafka has lost the offsets though clicks were answered: earliest, latest; empty: nowhere."""
     snapshot_topic: str
@@ -159,16 +161,19 @@ class Settings:
     transaction_timeout_ms: int
 
     @classmethod
-    def from_environment(cls, env: Mapping[str, str] = os.environ) -> Self:
-        """Raises ConfigError naming every variable that is missing or wrong."""
+    def from_environment(cls, env: Mapping[str, str] = os.environ, rekeying: bool = False) -> Self:
+        """Of the service, or of the re-keying step before it. Raises ConfigError that names all that is wrong."""
         reader = _Reader(env)
         input_topic = reader.text("INPUT_TOPIC", "input")
+        rekey_topic = reader.text("REKEY_TOPIC", required=rekeying)
+        source = input_topic if rekeying else rekey_topic or input_topic
+        group_id = reader.text("GROUP_ID", "mlops-inference")
         settings = cls(
             kafka=Kafka.read(reader),
-            input_topic=input_topic,
-            output_topic=reader.text("OUTPUT_TOPIC", "predictions"),
+            input_topic=source,
+            output_topic=rekey_topic if rekeying else reader.text("OUTPUT_TOPIC", "predictions"),
             dead_letter_topic=reader.text("DEAD_LETTER_TOPIC", f"{input_topic}.dead-letter"),
-            group_id=reader.text("GROUP_ID", "mlops-inference"),
+            group_id=f"{group_id}-rekey" if rekeying else group_id,
             # A pod's container is always process 1, so it comes back under its own name and ends at once the
             # transaction that a crash left open.
             worker_id=reader.text("WORKER_ID", f"{socket.gethostname()}-{os.getpid()}"),
@@ -176,9 +181,10 @@ class Settings:
             metrics_port=reader.number("METRICS_PORT", 9091, 0, 65_535),
             batch_clicks=reader.number("BATCH_CLICKS", 8_000, 1, 100_000),
             commit_interval=reader.number("COMMIT_INTERVAL_MS", 200, 1, 10_000) / 1_000,
+            rekey_linger=reader.number("REKEY_LINGER_MS", 500, 1, 60_000) / 1_000,
             start_from=reader.text("START_FROM").lower(),
-            snapshot_topic=reader.text("SNAPSHOT_TOPIC", f"{input_topic}.snapshots"),
-            snapshot_seconds=reader.number("SNAPSHOT_SECONDS", 30, 0, 86_400),
+            snapshot_topic=reader.text("SNAPSHOT_TOPIC", f"{source}.snapshots"),
+            snapshot_seconds=0 if rekeying else reader.number("SNAPSHOT_SECONDS", 30, 0, 86_400),
             session_timeout_ms=reader.number("SESSION_TIMEOUT_MS", 6_000, 1_000, 300_000),
             transaction_timeout_ms=reader.number("TRANSACTION_TIMEOUT_MS", 10_000, 1_000, 900_000),
         )

@@ -59,7 +59,7 @@ class Connection:
         self.refused = False
         """Whether trying on is hopeless."""
         self.at_work = False
-        self.output_partitions = 1
+        self.input_partitions = self.output_partitions = 1
 
     def producer(self, stopping: threading.Event) -> Producer:
         """A producer whose transactions may begin. Raises ServiceError if Kafka refuses, or is silent for 30 s."""
@@ -78,6 +78,7 @@ class Connection:
         for topic in (settings.input_topic, settings.output_topic, settings.dead_letter_topic):
             if topic not in there:
                 raise ServiceError(f"the topic {topic!r} does not exist at {servers}: create it first")
+        self.input_partitions = len(there[settings.input_topic].partitions)
         self.output_partitions = len(there[settings.output_topic].partitions)
         try:
             patiently(lambda: producer.init_transactions(CALL_SECONDS), CONNECT_SECONDS)
@@ -106,6 +107,7 @@ class Connection:
             "transaction.timeout.ms": self._settings.transaction_timeout_ms,
             "message.timeout.ms": self._settings.transaction_timeout_ms,
             "delivery.report.only.error": True,
+            "partitioner": "murmur2_random",  # of re-keyed clicks: that of Kafka's own clients
             "linger.ms": 10,
             "compression.type": "lz4",  # answers differ in a few digits: a fifth of the bytes, and no slower
             "queue.buffering.max.messages": 1_000_000,
@@ -122,6 +124,7 @@ class Connection:
             "max.poll.interval.ms": 1_000 * STALL_SECONDS,
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",  # never back to the beginning by itself
+            "topic.metadata.refresh.interval.ms": 30_000,  # so long a partition that was added is not seen
             "enable.auto.commit": False,
             # What is fetched ahead: librdkafka needs half a kilobyte for a click of sixty bytes.
             "fetch.queue.backoff.ms": 10,

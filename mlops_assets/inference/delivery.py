@@ -29,7 +29,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from mlops_assets.inference.config import Settings
 from mlops_assets.inference.connection import CALL_SECONDS, patiently
 from mlops_assets.inference.metrics import Metrics, reason_label
-from mlops_assets.inference.outcome import Outcome
+from mlops_assets.inference.outcome import LARGE_BYTES, Outcome
 from mlops_assets.inference.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 QUEUED_BATCHES: Final = 8
 TRANSACTION_ANSWERS: Final = 100_000
 UNACKNOWLEDGED: Final = 20_000  # messages within librdkafka: more would be memory, not speed
+UNACKNOWLEDGED_LARGE: Final = 40  # its queue holds 64 MiB, and a message can have one
 GIVE_UP_SECONDS: Final = 30
 DEAD_LETTER_BYTES: Final = 65_536  # the whole message stays in the input, at the origin that the headers name
 HOPELESS: Final = (
@@ -194,13 +195,13 @@ class Delivery:
             with self.turn:
                 for key, text, partition in answers.messages():
                     produce(topic, text, key, partition, report)
-            self._settle(UNACKNOWLEDGED)
+            self._settle(UNACKNOWLEDGED_LARGE if answers.large else UNACKNOWLEDGED)
         for dead in outcome.dead:
             origin = {"topic": self._settings.input_topic, "partition": dead.partition, "offset": dead.offset}
             about = {"reason": dead.reason, **origin, "bytes": len(dead.value or b"")}
             value = dead.value and dead.value[:DEAD_LETTER_BYTES]
             # librdkafka's queue holds 64 MiB: large letters wait until it is nearly empty.
-            self._settle(UNACKNOWLEDGED if len(value or b"") < 1_000 else 500)
+            self._settle(UNACKNOWLEDGED if len(value or b"") < LARGE_BYTES else 500)
             headers: dict[str, str | bytes | None] = {name: str(text) for name, text in about.items()}
             produce(self._settings.dead_letter_topic, value, dead.key, on_delivery=report, headers=headers)
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
 from confluent_kafka import TopicPartition
 
-from mlops_assets.inference.scoring import Answers
 from mlops_assets.inference.snapshots import Snapshot
+
+LARGE_BYTES: Final = 1_000
+
+
+class Messages(Protocol):
+    """What is to be produced to the output."""
+
+    def __len__(self) -> int:
+        """How many they are."""
+
+    @property
+    def large(self) -> bool:
+        """Whether some are above LARGE_BYTES; then they are few, for librdkafka's queue holds 64 MiB."""
+
+    def messages(self) -> Iterator[tuple[bytes | None, bytes | None, int]]:
+        """Key, value and partition of each; the partition -1 is the one that the key says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +46,7 @@ class Outcome:
     """Where its partitions go on, and in the metadata from where their counts can be rebuilt."""
     written: list[tuple[float, int]]
     """When the oldest of some clicks was written, in epoch seconds, and how many they are."""
-    answers: Sequence[Answers]
+    answers: Sequence[Messages]
     dead: list[DeadLetter]
     snapshot: Snapshot | None = None
     """Of a partition's counts behind this batch, to be written once that is committed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ class Answers:
     keys: NDArray[np.bytes_]
     values: NDArray[np.bytes_]
     partitions: NDArray[np.uint16]
+    large: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.keys)

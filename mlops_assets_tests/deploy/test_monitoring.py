@@ -32,7 +32,7 @@ BY_NAME = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 DASHBOARD = json.loads((DEPLOY / "grafana/mlops-assets.json").read_text())
 TARGETS = [target for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 QUERIES = [target["expr"] for target in TARGETS if "expr" in target]
-OURS = re.compile(r"\b(?:inference_|process_|mlops_(?!assets_))[\w:]+")
+OURS = re.compile(r"\b(?:inference_|rekey_|process_|mlops_(?!assets_))[\w:]+")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: install the package prometheus")
@@ -50,6 +50,7 @@ def check(*arguments: object) -> None:
 def known_metrics() -> set[str]:
     """What a worker and the monitor really show, and what the rules make of it."""
     shown = list(text_string_to_metric_families(Metrics("a-version", "an-algorithm").text().decode()))
+    shown += text_string_to_metric_families(Metrics("", "", "rekey").text().decode())
     with dg.DagsterInstance.ephemeral() as instance, TemporaryDirectory() as root:
         instance.daemon_cursor_storage.set_cursor_values({STATE: Outbox().encode()})
         shown += Vitals(instance, LakeResource(root=root), due_hours=9).collect()
