@@ -80,18 +80,26 @@ class DagsterServer:
         data: dict[str, Any] = answer["data"]
         return data
 
-    def launch_job(self, job: str, day: str | None = None, config: Mapping[str, Any] | None = None) -> str:
-        """Starts a run of `job`, for the partition `day` if it has partitions; the id of the run."""
-        return self._launch({"jobName": job}, day, config)
+    def launch_job(
+        self, job: str, day: str | None = None, last: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> str:
+        """Starts a run of `job`, for the partition `day` if it has partitions, or for all from it to `last`; its id."""
+        return self._launch({"jobName": job}, day, last, config)
 
     def launch_assets(self, assets: Iterable[str], day: str) -> str:
         """Starts a run of some assets' partition `day`, as `Materialize` in the UI does; the id of the run."""
         return self._launch({"jobName": "__ASSET_JOB", "assetSelection": [{"path": [asset]} for asset in assets]}, day)
 
-    def _launch(self, job: Mapping[str, Any], day: str | None, config: Mapping[str, Any] | None = None) -> str:
+    def _launch(
+        self, job: Mapping[str, Any], day: str | None, last: str | None = None, config: Mapping[str, Any] | None = None
+    ) -> str:
         selector = {"repositoryName": "__repository__", "repositoryLocationName": self.module, **job}
-        tags = [{"key": "dagster/partition", "value": day}] if day else []
-        params = {"selector": selector, "executionMetadata": {"tags": tags}, "runConfigData": dict(config or {})}
+        if day and last not in (None, day):
+            tags = {"dagster/asset_partition_range_start": day, "dagster/asset_partition_range_end": last}
+        else:
+            tags = {"dagster/partition": day} if day else {}
+        metadata = {"tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        params = {"selector": selector, "executionMetadata": metadata, "runConfigData": dict(config or {})}
         result = self.query(LAUNCH_JOB, {"params": params})["launchRun"]
         if result["__typename"] != "LaunchRunSuccess":
             raise DagsterError(f"the run was not accepted: {result}")

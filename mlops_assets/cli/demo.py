@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -192,21 +192,28 @@ def start_anew_for_other_clicks(home: Path, source: str, console: Console) -> No
 
 
 def run_days(server: DagsterServer, days: list[str], console: Console) -> None:
-    """Asks for each day's run, as the daily schedule does, and follows them all to their ends.
+    """Runs the days one after the other: a run for each stretch of consecutive days, which share its Spark session.
 
     Not a backfill: Dagster's daemon looks after those every 30 seconds only, which a person would wait for.
     """
-    runs = {server.launch_job("daily_graph", day): day for day in days}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bars = {run: progress.add_task(day, total=None) for run, day in runs.items()}
-        going = list(runs)
-        while going:
-            states = {run: server.run(run) for run in going}
-            for run, state in states.items():
+        for first, last in stretches(days):
+            bar = progress.add_task(first if first == last else f"{first} to {last}", total=None)
+            run = server.launch_job("daily_graph", first, last)
+            while (state := server.run(run))["status"] not in ENDED:
                 done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
-                progress.update(bars[run], completed=done, total=len(state["executionPlan"]["steps"]))
-                if state["status"] in ENDED:
-                    must_have_succeeded(server, state)
-            going = [run for run, state in states.items() if state["status"] not in ENDED]
-            time.sleep(POLL_SECONDS)
+                progress.update(bar, completed=done, total=len(state["executionPlan"]["steps"]))
+                time.sleep(POLL_SECONDS)
+            must_have_succeeded(server, state)
+
+
+def stretches(days: list[str]) -> list[tuple[str, str]]:
+    """The first and the last day of each stretch of consecutive days; the days are in order."""
+    found: list[tuple[str, str]] = []
+    for day in days:
+        if found and date.fromisoformat(day) - date.fromisoformat(found[-1][1]) == timedelta(days=1):
+            found[-1] = (found[-1][0], day)
+        else:
+            found.append((day, day))
+    return found

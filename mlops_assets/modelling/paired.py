@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t
 
 from mlops_assets.modelling.evaluation import Ranking
 
@@ -32,6 +31,8 @@ class Gain:
         """One-sided: how likely equal models show such a gain. NaN where the variance is, 1 where it is 0."""
         if self.variance <= 1e-18:  # rounding alone: no cluster differs from another
             return 1.0
+        from scipy.stats import t  # it takes seconds, in every process that has the graph
+
         return float(t.sf(self.gain / np.sqrt(self.variance), self.freedom))
 
 

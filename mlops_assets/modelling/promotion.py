@@ -9,7 +9,6 @@ from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import ttest_ind
 
 from mlops_assets.modelling.evaluation import Ranking, bootstrap_auc, checked
 from mlops_assets.modelling.paired import numbered, paired_gain
@@ -92,6 +91,8 @@ def t_test_promotes(candidate: NDArray[np.float64], champion: NDArray[np.float64
     """
     if np.array_equal(candidate, champion):
         return False, 1.0  # ttest_ind would answer NaN for two constants
+    from scipy.stats import ttest_ind  # it takes seconds, in every process that has the graph
+
     p = float(ttest_ind(candidate, champion).pvalue)
     return p < alpha and bool(candidate.mean() > champion.mean()), p
 
