@@ -281,6 +281,7 @@ class Snapshots:
             "check.crcs": True,
             "fetch.wait.max.ms": 10,
             "queued.max.messages.kbytes": 4_096,
+            "fetch.queue.backoff.ms": 10,  # else a full queue is looked at again after a second
         }
 
     def _newest(self, reader: Consumer, where: TopicPartition, topic_id: str, deadline: float) -> Partition | None:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import pytest
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
+from mlops_assets.inference import snapshots as module
+from mlops_assets.inference.config import Settings
+from mlops_assets.inference.metrics import Metrics
+from mlops_assets.inference.partition import Partition
+from mlops_assets.inference.snapshots import Snapshot, Snapshots
+from mlops_assets_tests.inference.test_partition import MONDAY, feed
+from mlops_assets_tests.inference.test_partition import clicks as clicks_of
 from mlops_assets_tests.integration.conftest import NewStream
 from mlops_assets_tests.integration.kafka_harness import PARTITIONS, Message, Stream, click_lines, until
 
@@ -56,3 +65,24 @@ def test_a_killed_worker_s_counts_are_taken_from_its_snapshots(stream: NewStream
     resource = ConfigResource(ResourceType.TOPIC, topic)
     assert "compact" in admin.describe_configs([resource])[resource].result(30)["cleanup.policy"].value
     assert len({key.rsplit(b"/", 1)[0] for key in kept(clicks)}) <= PARTITIONS + 1
+
+
+def test_large_snapshots_are_read_without_a_pause_for_each_full_queue(
+    stream: NewStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve partitions of a million keys, in two thirds of the time after which the log would be counted again."""
+    monkeypatch.setattr(module, "LOAD_SECONDS", module.LOAD_SECONDS * 2 / 3)
+    settings = Settings.from_environment(stream(secure=True).environment())
+    whole = Partition(0, 0)
+    for begin in range(0, 200_000, 50_000):
+        ips = np.arange(begin, begin + 50_000)
+        feed(whole, clicks_of(np.full(len(ips), MONDAY + 3_600), ips), begin)
+    writer = Snapshots(settings, Metrics("1", "none"))
+    until(writer._meet, 30, "the topic")
+    producer, numbers = Producer(settings.kafka.client()), range(PARTITIONS)
+    for number in 3 * [*numbers]:  # what was superseded lies before the newest until it is compacted
+        writer._write(producer, Snapshot(number, writer._topic_id, whole.position, whole.save()))
+    reader = Snapshots(settings, Metrics("1", "none"))
+    with reader.reading() as newest:
+        found = [newest(TopicPartition(settings.input_topic, number, whole.position)) for number in numbers]
+    assert [each and len(each) for each in found] == [len(whole)] * len(numbers)
