@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlops_assets.clicks import clock
 from mlops_assets.clicks.clock import LATENESS, PATIENCE, SPAN
 from mlops_assets.clicks.schema import Clicks
 from mlops_assets.inference.partition import Counted, Partition
@@ -165,13 +166,15 @@ def test_memory_is_bounded_by_the_traffic_of_the_open_day_however_wrong_the_cloc
     assert offset - partition.replay_from < 25 * 1_050
 
 
-def test_a_single_ip_for_years_keeps_memory_and_replay_bounded() -> None:
+def test_a_single_ip_for_years_keeps_memory_and_replay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = PATIENCE // 16  # 4,096 clicks and so hours without another ip: else it would be seven years
+    monkeypatch.setattr(clock, "PATIENCE", patience)
     partition = Partition(0, 0)
-    times = MONDAY + np.arange(3 * PATIENCE + 5_000) * HOUR
-    counted = feed(partition, clicks(times, 7), 0, [10_000] * 26)
-    assert partition.replay_from >= PATIENCE
+    times = MONDAY + np.arange(3 * patience + 5_000) * HOUR
+    counted = feed(partition, clicks(times, 7), 0, [1_000] * 26)
+    assert partition.replay_from >= patience
     assert len(partition) < 6 * 30 * 24
-    last = slice(3 * PATIENCE + 24, None)
+    last = slice(3 * patience + 24, None)
     assert (counted.counts[last, 1] == 1).all()
     assert counted.counts[last, 0].max() == 24
 
