@@ -34,6 +34,8 @@ RUN uv sync --locked --no-dev --compile-bytecode --no-install-project --extra sp
 FROM ${PYTHON_IMAGE} AS java
 # Some builders mount the host's certificates read-only, so that Debian's Java cannot write its keystore beside them and
 # the installation ends with an error; whether Java works is then seen.
+# No version: Debian's mirrors keep only the newest, so a pinned one would soon not build any more.
+# hadolint ignore=DL3008
 RUN mkdir -p /usr/share/man/man1 && apt-get update -qq \
  && (apt-get install -y -qq --no-install-recommends default-jre-headless || true) && java -version \
  && rm -rf /var/lib/apt/lists/*
@@ -42,7 +44,8 @@ FROM java AS spark-jars
 COPY --from=spark-build /opt/venv /opt/venv
 COPY mlops_assets/__init__.py /src/mlops_assets/__init__.py
 COPY mlops_assets/resources/__init__.py mlops_assets/resources/programs.py mlops_assets/resources/s3a.py /src/mlops_assets/resources/
-RUN cd /src && MLOPS_CACHE=/src/cache /opt/venv/bin/python -c "from mlops_assets.resources import s3a; s3a.install('/opt/jars')"
+WORKDIR /src
+RUN MLOPS_CACHE=/src/cache /opt/venv/bin/python -c "from mlops_assets.resources import s3a; s3a.install('/opt/jars')"
 
 FROM ${PYTHON_IMAGE} AS dagster
 COPY --from=dagster-build /opt/venv /opt/venv

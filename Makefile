@@ -8,7 +8,7 @@ CLICKS ?=
 # Not ?=: shells read a variable of this name too, for another purpose.
 ENV = embedded
 
-.PHONY: help setup demo ui test test-fresh test-integration test-faults test-cluster e2e lint format bench-gate bench-features bench-inference bench-recovery
+.PHONY: help setup demo ui test test-fresh test-integration test-faults test-cluster e2e lint lint-deploy format bench-gate bench-features bench-inference bench-recovery
 help: ## this list
 	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -44,6 +44,9 @@ lint: setup ## ruff, mypy and the import contracts
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports --no-logo
+
+lint-deploy: setup ## zizmor, actionlint, hadolint and checkov, pinned, for the workflow, the Dockerfile and the manifests
+	@deploy/lint.sh
 
 format: setup ## rewrite the sources as ruff wants them
 	$(RUN) ruff check --fix .

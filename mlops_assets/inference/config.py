@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -61,7 +61,7 @@ class Kafka:
     servers: str
     protocol: str
     username: str
-    password: str
+    password: str = field(repr=False)
     ca_file: str
 
     @classmethod

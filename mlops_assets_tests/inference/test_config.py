@@ -74,6 +74,13 @@ def test_a_password_file_wins_and_loses_its_line_end(tmp_path: Path) -> None:
     assert kafka.client()["sasl.mechanism"] == "SCRAM-SHA-512"
 
 
+def test_the_password_shows_in_no_repr() -> None:
+    env = PLAIN | {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_USERNAME": "mlops", "KAFKA_PASSWORD": "open-sesame"}
+    settings = Settings.from_environment(env)
+    assert settings.kafka.client()["sasl.password"] == "open-sesame"
+    assert "open-sesame" not in f"{settings!r} {settings} {settings.kafka!r} {settings.kafka}"
+
+
 def test_an_expired_certificate_is_refused_with_its_date(tmp_path: Path) -> None:
     make_certificate(tmp_path / "store.p12", tmp_path / "ca.pem", "password", days=1, start="-3d")
     env = PLAIN | {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_CA_FILE": str(tmp_path / "ca.pem")}
