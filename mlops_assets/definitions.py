@@ -27,17 +27,20 @@ from mlops_assets.checks import clicks, freshness, models
 from mlops_assets.resources.environment import resources
 
 defs = dg.Definitions(
-    assets=[
-        landing,
-        raw_clicks,
-        training_set,
-        training_window,
-        candidate_model,
-        promoted_model,
-        deployed_image,
-        inference_deployment,
-        batch_predictions,
-    ],
+    # The UI links each asset to the lines that make it.
+    assets=dg.with_source_code_references(
+        [
+            landing,
+            raw_clicks,
+            training_set,
+            training_window,
+            candidate_model,
+            promoted_model,
+            deployed_image,
+            inference_deployment,
+            batch_predictions,
+        ]
+    ),
     asset_checks=[*clicks.checks, *models.checks, *freshness.checks],
     jobs=[
         daily.daily_graph,
