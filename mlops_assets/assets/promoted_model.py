@@ -78,7 +78,8 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
     standing = replay(entries := ledger(lake))
     historical, champion = standing.is_historical(day), standing.opponent(day)
     before = champion.model_version if champion else None
-    versions = data_versions(lake, day)
+    still = lake.still()  # judged on just the clicks whose versions the entry names
+    versions = data_versions(still, day)
     run_id = mlflow.find({"day": day, "fingerprint": fingerprint(versions)})
     earlier = verdict_of(entries, day)
     if earlier and (earlier.run_id, earlier.data_versions) == (run_id or "", versions):
@@ -86,7 +87,7 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
         if historical or (earlier.champion_before, earlier.gate, earlier.held) == (before, GATE.as_dict(), held):
             align_alias(lake, mlflow)
             return earlier
-    verdict, version = _judge(lake, mlflow, day, run_id, champion)
+    verdict, version = _judge(still, mlflow, day, run_id, champion)
     held = standing.held(version) if version else ""
     new = Entry(
         day=day,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,13 @@ class Storage(Protocol):
 
     def uri(self, key: str) -> str:
         """The object's address for other tools, Spark's among them."""
+
+    def key(self, uri: str) -> str:
+        """The inverse of `uri`. Raises ValueError for an address that is not below this storage."""
+        root = self.uri("")
+        if not uri.startswith(f"{root.rstrip('/')}/"):
+            raise ValueError(f"{uri} does not lie in {root}")
+        return uri.removeprefix(root.rstrip("/")).lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,6 @@ class Folder(Storage):
     def move(self, source: str, target: str) -> None:
         """See Storage."""
         path = self.root / target
-        with (self.root / source).open("rb") as file:
-            os.fsync(file.fileno())  # on disk before a manifest names it
         with self._locked():
             path.parent.mkdir(parents=True, exist_ok=True)
             (self.root / source).replace(path)
@@ -112,7 +118,7 @@ class Folder(Storage):
         path = self.root / key
         with self._locked():
             path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("wb")
+            return io.BufferedWriter(_Synced(path, "wb"))
 
     def uri(self, key: str) -> str:
         """See Storage."""
@@ -138,6 +144,15 @@ class Folder(Storage):
             except OSError:
                 return
             folder = folder.parent
+
+
+class _Synced(io.FileIO):
+    """A file that is on the disk once it is closed: before a snapshot or a name says that it is there."""
+
+    def close(self) -> None:
+        if not self.closed:
+            os.fsync(self.fileno())
+        super().close()
 
 
 def _tag(data: bytes) -> str:

@@ -1,10 +1,12 @@
-"""The lake's tables of clicks as Arrow knows them, and the way between their rows and the domain's Clicks.
+"""The lake's tables, column by column, and the way between their rows and the domain's Clicks.
 
-`arrival` is a click's number within its day, in the order of the landing file.
+Iceberg knows no unsigned integers, so an id of 16 bits is an `int` and one of 32 bits a `long`. A column's number is
+its field id: columns may be added at the end and renamed, and old files stay readable.
 """
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any, Final
 
 import numpy as np
@@ -12,30 +14,89 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mlops_assets.clicks.features import COUNTS, features
-from mlops_assets.clicks.schema import IDS, Clicks
+from mlops_assets.clicks.schema import IDS, SECONDS_PER_DAY, Clicks
 
-_TIME: Final = pa.timestamp("ms", tz="UTC")  # Parquet has no seconds
-_ID_TYPES: Final = {"ip": pa.uint32(), **{name: pa.uint16() for name in IDS[1:]}}
-_CLICK: Final = {"arrival": pa.uint32(), "click_time": _TIME, **_ID_TYPES}
+DAY: Final = "day"
+"""The column by which every table is partitioned."""
+
+SORTED_BY: Final = ("arrival", "line")
+"""A file's rows are in the order of this column of its table."""
+
+_TIME: Final = pa.timestamp("us", tz="UTC")
+_CLICK: Final = {
+    DAY: (pa.date32(), "UTC day; the partition"),
+    "arrival": (pa.int64(), "the click's number within its day, in the order of the landing file"),
+    "click_time": (_TIME, "UTC, in whole seconds; ties are real, `arrival` tells them apart"),
+    "ip": (pa.int64(), "anonymised address of the click"),
+    "app": (pa.int32(), "id of the advertised app"),
+    "device": (pa.int32(), "id of the device's type"),
+    "os": (pa.int32(), "id of the operating system's version"),
+    "channel": (pa.int32(), "id of the ad publisher's channel"),
+}
+_LABEL: Final = {"is_attributed": (pa.int32(), "1 where the click led to an install")}
+
+GROUPED_BY: Final = {
+    "ip_count": ("ip",),
+    "ip_day_hour": ("ip",),
+    "ip_hour_channel": ("ip", "channel"),
+    "ip_hour_os": ("ip", "os"),
+    "ip_hour_app": ("ip", "app"),
+    "ip_hour_device": ("ip", "device"),
+}
+"""By which columns each count counts; all but `ip_count` within the hour."""
 
 
-def _schema(types: dict[str, pa.DataType], nullable: tuple[str, ...] = ()) -> pa.Schema:
-    return pa.schema([pa.field(name, type_, nullable=name in nullable) for name, type_ in types.items()])
+def _counted(name: str) -> str:
+    within = "day" if name == "ip_count" else "hour"
+    return f"clicks with the same {' and '.join(GROUPED_BY[name])} so far in the UTC {within}, this one included"
+
+
+def _schema(columns: dict[str, tuple[pa.DataType, str]], nullable: tuple[str, ...] = ()) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field(name, type_, name in nullable, {"PARQUET:field_id": str(number), "doc": doc})
+            for number, (name, (type_, doc)) in enumerate(columns.items(), 1)
+        ]
+    )
 
 
 RAW_CLICKS: Final = _schema(
-    {**_CLICK, "attributed_time": _TIME, "is_attributed": pa.uint8()}, nullable=("attributed_time",)
+    {**_CLICK, "attributed_time": (_TIME, "UTC time of the install, where there was one"), **_LABEL},
+    nullable=("attributed_time",),
+)
+QUARANTINE: Final = _schema(
+    {
+        DAY: (pa.date32(), "the landing file's day; the partition"),
+        "line": (pa.int64(), "number of the line in the landing file"),
+        "reason": (pa.string(), "why it is no click of the day"),
+        "raw": (pa.string(), "the line itself, what is no UTF-8 as backslash escapes"),
+    }
 )
 TRAINING_SET: Final = _schema(
     {
         **_CLICK,
-        "hour": pa.uint8(),
-        "day_of_week": pa.uint8(),
-        **dict.fromkeys(COUNTS, pa.uint32()),
-        "is_attributed": pa.uint8(),
+        "hour": (pa.int32(), "hour of the click, UTC"),
+        "day_of_week": (pa.int32(), "Monday = 0, UTC"),
+        **{name: (pa.int32(), _counted(name)) for name in COUNTS},
+        **_LABEL,
     }
 )
-BATCH_PREDICTIONS: Final = _schema({**_CLICK, "probability": pa.float32()})
+BATCH_PREDICTIONS: Final = _schema(
+    {**_CLICK, "probability": (pa.float32(), "P(install) by the champion as of the day")}
+)
+
+TABLES: Final = {
+    "raw_clicks": RAW_CLICKS,
+    "quarantine": QUARANTINE,
+    "training_set": TRAINING_SET,
+    "batch_predictions": BATCH_PREDICTIONS,
+}
+"""The tables of days, by name."""
+
+
+def doc(field: pa.Field) -> str:
+    """What a column of one of these tables is."""
+    return str(field.metadata[b"doc"].decode())
 
 
 def raw_rows(clicks: Clicks, first_arrival: int) -> pa.RecordBatch:
@@ -48,6 +109,12 @@ def raw_rows(clicks: Clicks, first_arrival: int) -> pa.RecordBatch:
         "is_attributed": clicks.label,
     }
     return _batch(columns, RAW_CLICKS)
+
+
+def quarantine_rows(day: str, lines: list[dict[str, Any]]) -> pa.RecordBatch:
+    """Rows of QUARANTINE from bad lines with their `line`, `reason` and `raw`."""
+    rows = [{DAY: date.fromisoformat(day), **line} for line in lines]
+    return pa.RecordBatch.from_pylist(rows, schema=QUARANTINE)
 
 
 def training_rows(clicks: Clicks, arrival: NDArray[Any], counts: NDArray[np.uint32]) -> pa.RecordBatch:
@@ -70,11 +137,13 @@ def column(rows: pa.RecordBatch | pa.Table, name: str) -> NDArray[Any]:
 
 
 def _click_columns(clicks: Clicks, arrival: NDArray[Any]) -> dict[str, Any]:
-    return {"arrival": arrival, "click_time": _time(clicks.time), **{name: getattr(clicks, name) for name in IDS}}
+    day = (clicks.time // SECONDS_PER_DAY).astype("datetime64[D]")
+    ids = {name: getattr(clicks, name) for name in IDS}
+    return {DAY: day, "arrival": arrival, "click_time": _time(clicks.time), **ids}
 
 
 def _time(values: NDArray[np.int64]) -> NDArray[np.datetime64]:
-    return values.astype("datetime64[s]").astype("datetime64[ms]")
+    return values.astype("datetime64[s]").astype("datetime64[us]")
 
 
 def _batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from datetime import date, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given, settings
@@ -44,6 +44,9 @@ class World:
         return SimpleNamespace(version=str(self.landed[day]), date=day, inputs={}, rows=1, metadata={"installs": 0})
 
     require = manifest
+
+    def still(self) -> Self:
+        return self
 
     def append_record(self, _: str, key: str, record: dict[str, Any]) -> None:
         assert key not in self.logged
