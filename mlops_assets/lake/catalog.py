@@ -33,9 +33,8 @@ from pyiceberg.exceptions import (
     NoSuchTableError,
     ValidationException,
 )
-from pyiceberg.expressions import EqualTo
+from pyiceberg.expressions import AlwaysTrue, EqualTo
 from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStream
-from pyiceberg.io.pyarrow import pyarrow_to_schema
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortField, SortOrder
@@ -46,7 +45,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.storage import Storage, open_storage
-from mlops_assets.lake.tables import DAY, SORTED_BY
+from mlops_assets.lake.tables import DAY, SORTED_BY, TABLES
 
 NAME: Final = "lake"
 NAMESPACE: Final = "mlops_assets"
@@ -66,12 +65,19 @@ PROPERTIES: Final = {
     # A commit costs what the list of manifests and their entries cost, so both stay short for years.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "50",
-    "commit.manifest.target-size-bytes": str(1 << 20),
+    "commit.manifest.target-size-bytes": str(128 << 10),
     "write.metadata.metrics.default": "none",
     f"write.metadata.metrics.column.{DAY}": "full",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "20",
 }
+
+MOST_SNAPSHOTS: Final = 40
+KEPT_SNAPSHOTS: Final = 25
+"""Of the newest: a day that is new makes one, a day that is replaced two."""
+
+APPENDED: Final = {"commit.retry.num-retries": "0"}
+"""Of an append-only table: what is appended rests on what was read, so it must not follow anything else."""
 
 T = TypeVar("T")
 
@@ -90,12 +96,15 @@ def load(root: str, name: str) -> Table | None:
 
 
 def load_or_make(root: str, name: str, schema: pa.Schema) -> Table:
-    """A table of the lake as it is now; made if it was not there."""
+    """A table of the lake as it is now; made if it was not there. Tables of days are partitioned by them."""
     catalog, location = _catalog(root), open_storage(root).uri(name)
-    partition = [i for i, field in enumerate(schema, 1) if field.name == DAY]
+    of_days = name in TABLES
+    partition = [i for i, field in enumerate(schema, 1) if of_days and field.name == DAY]
     sort = [i for i, field in enumerate(schema, 1) if field.name in SORTED_BY]
 
     def make() -> Table:
+        from pyiceberg.io.pyarrow import pyarrow_to_schema  # it imports pandas, and readers do without it
+
         with suppress(NamespaceAlreadyExistsError):  # by another job, just now
             catalog.create_namespace_if_not_exists(NAMESPACE)
         return catalog.create_table_if_not_exists(
@@ -104,7 +113,7 @@ def load_or_make(root: str, name: str, schema: pa.Schema) -> Table:
             location,
             PartitionSpec(*(PartitionField(i, 1000, IdentityTransform(), DAY) for i in partition)),
             SortOrder(*(SortField(source_id=i, transform=IdentityTransform()) for i in sort)),
-            PROPERTIES,
+            PROPERTIES if of_days else {**PROPERTIES, **APPENDED},
         )
 
     return load(root, name) or _asked(make)
@@ -132,6 +141,7 @@ def replace(table: Table, day: str, old: Sequence[str], new: Sequence[str]) -> N
     for attempt in range(ATTEMPTS):
         try:
             _replace(table, day, new)
+            _forget(table)
             return
         except (ValidationException, CommitFailedException, DBAPIError) as error:
             # It may be our own commit that a repeated one met, the answer to the first being lost. The files say so.
@@ -150,6 +160,28 @@ def add(table: Table, new: Sequence[str]) -> None:
         transaction.add_files(list(new), check_duplicate_files=False)
 
 
+def append(table: Table, old: Sequence[str], new: str, *, instead: bool) -> None:
+    """Adds a file to an append-only table that consists of the `old` ones, or lets it consist of the new one alone.
+
+    Raises ConflictError if it consists of others, or somebody else appended meanwhile.
+    """
+    conflict = ConflictError(f"another job wrote to {table.name()[-1]} meanwhile: run this one again")
+    if files(table) != list(old):
+        raise conflict
+    try:
+        with table.transaction() as transaction:
+            if instead:
+                transaction.delete(AlwaysTrue())
+            transaction.add_files([new], check_duplicate_files=False)
+        _forget(table)
+    except (ValidationException, CommitFailedException, DBAPIError) as error:
+        if new in files(_asked(table.refresh)):  # only the answer was lost
+            return
+        if isinstance(error, DBAPIError):
+            raise CatalogError(f"the lake's catalog: {error.orig}") from error
+        raise conflict from error
+
+
 def _replace(table: Table, day: str, new: Sequence[str]) -> None:
     with table.transaction() as transaction, warnings.catch_warnings():
         # Also where there is nothing to delete: pyiceberg then sees to it that nobody else adds the day.
@@ -157,6 +189,19 @@ def _replace(table: Table, day: str, new: Sequence[str]) -> None:
         transaction.delete(_is(day))
         if new:
             transaction.add_files(list(new), check_duplicate_files=False)  # their names are used once
+
+
+def _forget(table: Table) -> None:
+    """Expires the oldest snapshots of a table that has many: pyiceberg copies all of them several times in a commit.
+
+    Snapshots with a tag stay. No file is deleted.
+    """
+    if len(table.metadata.snapshots) > MOST_SNAPSHOTS:
+        by_age = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms)
+        named = {ref.snapshot_id for ref in table.metadata.refs.values()}
+        old = [each.snapshot_id for each in by_age[:-KEPT_SNAPSHOTS] if each.snapshot_id not in named]
+        with suppress(CommitFailedException, DBAPIError):  # another job does it, or the next commit
+            table.maintenance.expire_snapshots().by_ids(old).commit()
 
 
 def _conflict(table: Table, day: str) -> ConflictError:

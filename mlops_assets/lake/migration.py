@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from mlops_assets.lake import catalog
 from mlops_assets.lake.manifest import File
-from mlops_assets.lake.store import BATCH_ROWS, Lake, Staging, old_manifests
-from mlops_assets.lake.tables import DAY, TABLES, quarantine_rows
+from mlops_assets.lake.store import BATCH_ROWS, LEDGER, Lake, Staging, old_manifests
+from mlops_assets.lake.tables import DAY, PROMOTION_LEDGER, TABLES, ledger_rows, quarantine_rows
 
 OLD_TABLES: Final = ("raw_clicks", "training_set", "batch_predictions")
 QUARANTINED: Final = "_quarantine"
@@ -57,12 +57,31 @@ def migrate(lake: Lake, say: Say) -> None:
             if (found.rows, found.version, dict(found.metadata)) != (each["rows"], each["version"], each["metadata"]):
                 raise MigrationError(f"{dataset} of {each['date']} has other rows than before: {found.rows:,}")
             say(f"{dataset} of {each['date']}: {found.rows:,} rows, version {found.version[:12]}, as before")
+    migrate_ledger(lake, say)
+
+
+def migrate_ledger(lake: Lake, say: Say) -> None:
+    """Makes the ledger's table of its records, all in one commit."""
+    keys = old_manifests(lake.storage, LEDGER)
+    table = catalog.load(lake.root, LEDGER)
+    if not keys or (table and table.current_snapshot()):
+        say(f"{LEDGER}: nothing to do")
+        return
+    records = [json.loads(found[0]) for key in keys if (found := lake.storage.get(key))]
+    key = f"{LEDGER}/data/{uuid.uuid4().hex}.parquet"
+    with lake.storage.open_output(key) as sink:
+        pq.write_table(ledger_rows(records), sink)
+    catalog.add(catalog.load_or_make(lake.root, LEDGER, PROMOTION_LEDGER), [lake.storage.uri(key)])
+    if lake.ledger().records != sorted(records, key=lambda record: record["time"]):
+        raise MigrationError(f"{LEDGER} does not say what it said before")
+    say(f"{LEDGER}: {len(records)} decisions, as before")
 
 
 def delete_old(lake: Lake, say: Say) -> None:
     """Deletes the files of the old layout, table by table. Raises MigrationError for a table that was not migrated."""
-    for dataset in OLD_TABLES:
+    for dataset in (*OLD_TABLES, LEDGER):
         keys = [key for key in lake.storage.list(dataset) if key.startswith(f"{dataset}/date=")]
+        keys += old_manifests(lake.storage, LEDGER) if dataset == LEDGER else []
         table = catalog.load(lake.root, dataset)
         if keys and not (table and table.current_snapshot()):
             raise MigrationError(f"{dataset} has not been migrated: nothing was deleted")

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from mlops_assets.lake.manifest import ConflictError, File, Manifest, MissingPartitionError, encode
 from mlops_assets.lake.part import Part, story
 from mlops_assets.lake.storage import Storage, open_storage
-from mlops_assets.lake.tables import DAY, TABLES
+from mlops_assets.lake.tables import DAY, PROMOTION_LEDGER, TABLES, ledger_records, ledger_rows
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
@@ -37,6 +37,18 @@ CATALOG_URI: Final = "PYICEBERG_CATALOG__LAKE__URI"
 
 BATCH_ROWS: Final = 65_536
 FOOTERS_AT_ONCE: Final = 16
+
+LEDGER: Final = "promotion_ledger"
+LEDGER_FILES: Final = 30
+"""As many decisions lie in a file each; the next one then takes them all into its own."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The decisions at some moment as plain values, in order, and the addresses of the files in which they lie."""
+
+    records: list[dict[str, Any]]
+    files: tuple[str, ...]
 
 
 class OldLayoutError(RuntimeError):
@@ -116,6 +128,32 @@ class Lake:
         base = tuple(catalog.files(table, day)) if table else ()
         return Staging(self, dataset, day, dict(inputs), code_version, base, uuid.uuid4().hex)
 
+    def ledger(self) -> Ledger:
+        """Every decision so far, and the files in which they lie."""
+        from mlops_assets.lake import catalog
+
+        if (table := self._table(LEDGER)) is None:
+            return Ledger([], ())
+        files = catalog.files(table)
+        records = [record for uri in files for record in ledger_records(_ledger_file(self.root, uri))]
+        return Ledger(sorted(records, key=lambda record: record["time"]), tuple(files))
+
+    def append_decision(self, record: Mapping[str, Any], after: Ledger) -> None:
+        """Adds a decision to the ledger for ever. Raises ConflictError if another one came after `after` was read."""
+        from mlops_assets.lake import catalog
+
+        Lake(self.root)._table(LEDGER)  # refuses the old layout
+        table = catalog.load_or_make(self.root, LEDGER, PROMOTION_LEDGER)
+        merge = len(after.files) >= LEDGER_FILES
+        key = f"{LEDGER}/data/{uuid.uuid4().hex}.parquet"
+        with self.storage.open_output(key) as sink:
+            pq.write_table(ledger_rows([*after.records, record] if merge else [record]), sink)
+        try:
+            catalog.append(table, after.files, self.storage.uri(key), instead=merge)
+        except ConflictError:
+            self.storage.delete([key])
+            raise
+
     def append_record(self, log: str, key: str, record: Mapping[str, Any]) -> None:
         """Adds a record for ever. The same record again changes nothing.
 
@@ -165,10 +203,19 @@ class Lake:
 
 
 def old_manifests(storage: Storage, dataset: str) -> list[str]:
-    """The keys of a table's days as they lay before Iceberg, see migration.py."""
+    """The keys of a table's days, or of the ledger's records, as they lay before Iceberg, see migration.py."""
+    if dataset == LEDGER:
+        return [key for key in storage.list(LEDGER) if key.endswith(".json") and key.count("/") == 1]
     return [
         key for key in storage.list(dataset) if key.startswith(f"{dataset}/date=") and key.endswith("_manifest.json")
     ]
+
+
+@lru_cache(maxsize=64)
+def _ledger_file(root: str, uri: str) -> pa.Table:
+    storage = open_storage(root)
+    with storage.open_input(storage.key(uri)) as source:
+        return pq.read_table(source)
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ its field id: columns may be added at the end and renamed, and old files stay re
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ from mlops_assets.clicks.schema import IDS, SECONDS_PER_DAY, Clicks
 DAY: Final = "day"
 """The column by which every table is partitioned."""
 
-SORTED_BY: Final = ("arrival", "line")
+SORTED_BY: Final = ("arrival", "line", "time")
 """A file's rows are in the order of this column of its table."""
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
@@ -85,6 +87,32 @@ BATCH_PREDICTIONS: Final = _schema(
     {**_CLICK, "probability": (pa.float32(), "P(install) by the champion as of the day")}
 )
 
+_TEXT: Final = pa.string()
+PROMOTION_LEDGER: Final = _schema(
+    {
+        "time": (_TEXT, "when it was decided, UTC, as 2017-11-06T03:00:00.000000+00:00; the order of the ledger"),
+        DAY: (pa.date32(), "the day that was judged; for a person's decision the newest judged by then"),
+        "kind": (_TEXT, "verdict (by the gate), or a person's forced, revoked or released"),
+        "decided_by": (_TEXT, "who decided"),
+        "reason": (_TEXT, "why"),
+        "model_version": (_TEXT, "the model that was decided on; empty where the day had no candidate"),
+        "run_id": (_TEXT, "its MLflow run"),
+        "promoted": (pa.bool_(), "whether a verdict made it production's"),
+        "historical": (pa.bool_(), "whether a later day had been judged before, so that nothing moved"),
+        "pinned": (pa.bool_(), "whether no verdict may replace it until a person releases it"),
+        "held": (_TEXT, "why a person's word kept the candidate out; empty if none did"),
+        "champion_before": (_TEXT, "production's model before"),
+        "champion_after": (_TEXT, "production's model after; for a verdict the day's champion"),
+        "verdict": (_TEXT, "the gate's numbers, as JSON"),
+        "gate": (_TEXT, "the settings that it was given by, as JSON"),
+        "data_versions": (_TEXT, "the versions of the training sets it rests on by day, as JSON"),
+    },
+    nullable=(DAY, "champion_before", "champion_after"),
+)
+"""Every decision ever made about production's model. Rows are only ever appended, so it is not partitioned."""
+
+_JSON: Final = ("verdict", "gate", "data_versions")
+
 TABLES: Final = {
     "raw_clicks": RAW_CLICKS,
     "quarantine": QUARANTINE,
@@ -97,6 +125,26 @@ TABLES: Final = {
 def doc(field: pa.Field) -> str:
     """What a column of one of these tables is."""
     return str(field.metadata[b"doc"].decode())
+
+
+def ledger_rows(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of PROMOTION_LEDGER from decisions as plain values."""
+    rows = [
+        {
+            **record,
+            DAY: date.fromisoformat(record[DAY]) if record[DAY] else None,
+            **{name: json.dumps(record[name], sort_keys=True) for name in _JSON},
+        }
+        for record in records
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMOTION_LEDGER)
+
+
+def ledger_records(rows: pa.Table) -> list[dict[str, Any]]:
+    """The inverse."""
+    return [
+        {**row, DAY: str(row[DAY] or ""), **{name: json.loads(row[name]) for name in _JSON}} for row in rows.to_pylist()
+    ]
 
 
 def raw_rows(clicks: Clicks, first_arrival: int) -> pa.RecordBatch:

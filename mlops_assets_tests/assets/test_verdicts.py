@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlops_assets.assets import promoted_model
 from mlops_assets.assets.promoted_model import decide, ledger, production_champion, record
+from mlops_assets.lake.store import Ledger
 from mlops_assets.modelling.ledger import Entry, Kind, replay
 from mlops_assets.modelling.promotion import Verdict
 
@@ -48,12 +49,13 @@ class World:
     def still(self) -> Self:
         return self
 
-    def append_record(self, _: str, key: str, record: dict[str, Any]) -> None:
-        assert key not in self.logged
-        self.logged[key] = record
+    def append_decision(self, record: dict[str, Any], after: Ledger) -> None:
+        assert len(after.records) == len(self.logged)
+        assert record["time"] not in self.logged
+        self.logged[record["time"]] = record
 
-    def records(self, _: str) -> list[dict[str, Any]]:
-        return [self.logged[key] for key in sorted(self.logged)]
+    def ledger(self) -> Ledger:
+        return Ledger([self.logged[time] for time in sorted(self.logged)], ())
 
     # MLflow
     def find(self, tags: dict[str, str]) -> str | None:
@@ -74,7 +76,8 @@ class World:
     def word(self, kind: Kind, entry: Entry, pinned: bool = False) -> None:
         day = replay(ledger(self)).newest  # type: ignore[arg-type]
         model = {"model_version": entry.model_version, "run_id": entry.run_id}
-        record(self, self, Entry(day=day, kind=kind, decided_by="ann", reason="so", pinned=pinned, **model))  # type: ignore[arg-type]
+        said = Entry(day=day, kind=kind, decided_by="ann", reason="so", pinned=pinned, **model)  # type: ignore[arg-type]
+        record(self, self, said, self.ledger())  # type: ignore[arg-type]
 
     @property
     def production(self) -> str | None:

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from mlops_assets.cli.servers import Postgres
 from mlops_assets.clicks.csv import write as csv_lines
 from mlops_assets.clicks.synthetic import generate_day
 from mlops_assets.lake import s3
+from mlops_assets.lake.catalog import CatalogError
 from mlops_assets.lake.ingest import ingest
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.s3 import S3, StorageError
-from mlops_assets.lake.store import Lake
+from mlops_assets.lake.store import CATALOG_URI, Lake
 from mlops_assets_tests.lake.test_ingest import DAY as LANDED_DAY
 from mlops_assets_tests.lake.test_store import DAY, TABLE, arrivals, committed, parquet, race, write, write_killed
 
@@ -114,6 +116,20 @@ def test_days_that_race_are_committed_all(lake: Lake) -> None:
     days = [f"2017-11-{number:02}" for number in range(6, 10)]
     assert all(race(lake, days))
     assert lake.days(TABLE) == days
+
+
+def test_the_catalog_on_postgres_takes_jobs_that_race_and_a_restart(
+    lake: Lake, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CATALOG_URI, postgres.url)
+    assert len([manifest for manifest in race(lake, [DAY] * 4) if manifest]) == 1
+    assert all(race(lake, [DAY, *(f"2017-11-{number:02}" for number in range(7, 10))], 1))
+    postgres.stop()
+    with pytest.raises(CatalogError, match=r"the lake's catalog: .*onnection"):
+        lake.days(TABLE)
+    postgres.start()
+    assert len(lake.days(TABLE)) == 4
+    assert write(lake, 20, 70) == lake.require(TABLE, DAY)
 
 
 def test_killed_anywhere_the_old_day_or_the_new_is_whole(lake: Lake) -> None:

@@ -16,9 +16,10 @@ from mlops_assets.lake import catalog
 from mlops_assets.lake.ingest import INGEST_VERSION, ingest, quarantined
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.migration import MigrationError, migrate
-from mlops_assets.lake.store import Lake, OldLayoutError
+from mlops_assets.lake.store import LEDGER, Lake, Ledger, OldLayoutError
 from mlops_assets.lake.tables import TABLES
 from mlops_assets_tests.lake.test_ingest import DAY, HEADER, land, lines
+from mlops_assets_tests.lake.test_ledger_table import decision
 
 OLD_TYPES = {"arrival": pa.uint32(), "ip": pa.uint32(), "is_attributed": pa.uint8(), "probability": pa.float32()}
 IDS = ("app", "device", "os", "channel")
@@ -121,12 +122,28 @@ def test_migrated_days_have_the_same_rows_versions_and_stories(old: dict[str, An
     assert ingest(Landing(lake.root), lake, DAY).version == old["raw_clicks"]["version"], "nothing is computed again"
 
 
+def test_the_ledger_says_what_it_said(tmp_path: Path) -> None:
+    lake, records = Lake(str(tmp_path)), [decision(number) for number in range(3)]
+    for record in records:
+        lake.append_record(LEDGER, record["time"].replace(":", ""), record)
+    with pytest.raises(OldLayoutError, match="migrate-lake"):
+        lake.ledger()
+    with pytest.raises(OldLayoutError, match="migrate-lake"):
+        lake.append_decision(decision(3), Ledger([], ()))
+    assert "promotion_ledger: 3 decisions, as before" in run(tmp_path)
+    assert lake.ledger().records == records
+    lake.append_decision(decision(3), lake.ledger())
+    assert "promotion_ledger: nothing to do" in run(tmp_path)
+    assert "promotion_ledger: 3 old files deleted" in run(tmp_path, "--delete-old")
+    assert lake.ledger().records == [*records, decision(3)]
+
+
 def test_old_files_stay_until_told_and_a_second_run_does_nothing(old: dict[str, Any], tmp_path: Path) -> None:
     root = tmp_path / "lake"
     run(root)
     kept = {path: path.read_bytes() for path in root.rglob("date=*/*")}
     assert len(kept) == 9
-    assert run(root).count("nothing to do") == 3
+    assert run(root).count("nothing to do") == 4
     assert "3 old files deleted" in run(root, "--delete-old")
     assert not list(root.rglob("date=*/*"))
     assert Lake(str(root)).days("raw_clicks") == [DAY]

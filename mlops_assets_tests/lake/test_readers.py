@@ -36,7 +36,7 @@ def by_pyiceberg(root: Path) -> Found:
 def by_polars(root: Path) -> Found:
     table = load_catalog("lake", uri=f"sqlite:///{root}/catalog.db").load_table("mlops_assets.raw_clicks")
     rows = pl.scan_iceberg(table).filter(pl.col("day") == pl.lit(DAY).str.to_date()).select("arrival").collect()
-    return len(rows), rows["arrival"].sum()
+    return len(rows), int(rows["arrival"].sum())
 
 
 def by_duckdb(root: Path) -> Found:

@@ -320,6 +320,26 @@ def test_a_lake_that_stands_still_is_the_one_in_which_it_was_first_read(lake: La
     assert lake.days(TABLE) == [DAY, OTHER_DAY]
 
 
+def test_old_snapshots_are_forgotten_but_for_those_with_a_name(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "MOST_SNAPSHOTS", 6)
+    monkeypatch.setattr(catalog, "KEPT_SNAPSHOTS", 3)
+    first = write(lake)
+    table = catalog.load(lake.root, TABLE)
+    assert table
+    named = table.metadata.snapshots[0].snapshot_id
+    table.manage_snapshots().create_tag(named, "kept").commit()
+    write(lake, 5, 9, day=OTHER_DAY)
+    for number in range(8):
+        write(lake, 0, 10 + number, inputs=str(number))
+        assert arrivals(lake) == list(range(15 + number))
+    table = catalog.load(lake.root, TABLE)
+    assert table
+    assert len(table.metadata.snapshots) <= 7
+    assert table.scan(snapshot_id=named).to_arrow()["arrival"].to_pylist() == list(range(first.rows))
+    assert arrivals(lake, OTHER_DAY) == list(range(5, 14)), "what a day was made of outlives the snapshot that made it"
+    assert lake.finished(TABLE, OTHER_DAY, {"landing": "v1"}, "1")
+
+
 def test_files_of_another_tool_count_as_unfinished(lake: Lake) -> None:
     write(lake)
     key = f"{TABLE}/data/compacted.parquet"
