@@ -75,6 +75,8 @@ PROPERTIES: Final = {
 MOST_SNAPSHOTS: Final = 40
 KEPT_SNAPSHOTS: Final = 25
 """Of the newest: a day that is new makes one, a day that is replaced two."""
+KEPT_SECONDS: Final = 86_400
+"""No younger snapshot expires: a run that reads it may take half a day."""
 
 APPENDED: Final = {"commit.retry.num-retries": "0"}
 """Of an append-only table: what is appended rests on what was read, so it must not follow anything else."""
@@ -129,6 +131,19 @@ def days(table: Table) -> list[str]:
     """The days (YYYY-MM-DD) that have rows in this snapshot of the table, in order."""
     found = {task.file.partition[0] for task in table.scan().plan_files()}
     return sorted(str(date.fromordinal(date(1970, 1, 1).toordinal() + number)) for number in found)
+
+
+def needed(table: Table) -> set[str]:
+    """The addresses of all files that any snapshot of the table has, its metadata included."""
+    found = {table.metadata_location, *(each.metadata_file for each in table.metadata.metadata_log)}
+    for snapshot in table.metadata.snapshots:
+        found.add(snapshot.manifest_list)
+        for manifest in snapshot.manifests(table.io):
+            if manifest.manifest_path not in found:  # most are shared by many snapshots
+                found.add(manifest.manifest_path)
+                entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+                found.update(entry.data_file.file_path for entry in entries)
+    return found
 
 
 def replace(table: Table, day: str, old: Sequence[str], new: Sequence[str]) -> None:
@@ -199,7 +214,12 @@ def _forget(table: Table) -> None:
     if len(table.metadata.snapshots) > MOST_SNAPSHOTS:
         by_age = sorted(table.metadata.snapshots, key=lambda snapshot: snapshot.timestamp_ms)
         named = {ref.snapshot_id for ref in table.metadata.refs.values()}
-        old = [each.snapshot_id for each in by_age[:-KEPT_SNAPSHOTS] if each.snapshot_id not in named]
+        before = 1_000 * (time.time() - KEPT_SECONDS)
+        old = [
+            each.snapshot_id
+            for each in by_age[:-KEPT_SNAPSHOTS]
+            if each.snapshot_id not in named and each.timestamp_ms < before
+        ]
         with suppress(CommitFailedException, DBAPIError):  # another job does it, or the next commit
             table.maintenance.expire_snapshots().by_ids(old).commit()
 

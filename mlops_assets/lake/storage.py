@@ -8,10 +8,20 @@ import io
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Protocol
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object: its key, its size in bytes, and when it was last written."""
+
+    key: str
+    bytes: int
+    changed: datetime
 
 
 class Storage(Protocol):
@@ -31,6 +41,9 @@ class Storage(Protocol):
 
     def list(self, prefix: str) -> list[str]:
         """The keys of the objects below the folder `prefix`, sorted."""
+
+    def stored(self, prefix: str) -> Sequence[Stored]:
+        """The objects below the folder `prefix`, sorted by key."""
 
     def move(self, source: str, target: str) -> None:
         """Gives an object another key, replacing what is there."""
@@ -93,6 +106,15 @@ class Folder(Storage):
         # Unlike Path.rglob, os.walk passes over a folder that vanishes meanwhile.
         files = (Path(folder, name) for folder, _, names in os.walk(self.root / prefix) for name in names)
         return sorted(path.relative_to(self.root).as_posix() for path in files)
+
+    def stored(self, prefix: str) -> Sequence[Stored]:
+        """See Storage."""
+        found = []
+        for key in self.list(prefix):
+            with suppress(FileNotFoundError):
+                status = (self.root / key).stat()
+                found.append(Stored(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)))
+        return found
 
     def move(self, source: str, target: str) -> None:
         """See Storage."""

@@ -7,7 +7,7 @@ import pickle
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from pyarrow import fs
 from mlops_assets.cli.servers import Postgres
 from mlops_assets.clicks.csv import write as csv_lines
 from mlops_assets.clicks.synthetic import generate_day
-from mlops_assets.lake import s3
+from mlops_assets.lake import retention, s3
 from mlops_assets.lake.catalog import CatalogError
 from mlops_assets.lake.ingest import ingest
 from mlops_assets.lake.landing import Landing
@@ -25,6 +25,7 @@ from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.s3 import S3, StorageError
 from mlops_assets.lake.store import CATALOG_URI, Lake
 from mlops_assets_tests.lake.test_ingest import DAY as LANDED_DAY
+from mlops_assets_tests.lake.test_retention import write_and_die
 from mlops_assets_tests.lake.test_store import DAY, TABLE, arrivals, committed, parquet, race, write, write_killed
 
 pytestmark = pytest.mark.integration
@@ -59,6 +60,15 @@ def test_the_same_rows_make_the_same_days_as_in_a_folder(lake: Lake, tmp_path: P
     assert lake.uris(lake.require(TABLE, DAY))[0].startswith(f"{lake.root}/{TABLE}/data/day={DAY}/")
     with pytest.raises(ConflictError, match="already holds another record 0001"):
         lake.append_record("promotions", "0001", {"champion": "c"})
+
+
+def test_what_no_snapshot_has_is_found_with_its_size(lake: Lake) -> None:
+    for stop in (10, 20):
+        write(lake, 0, stop)
+    left = write_and_die(lake)
+    (found,) = retention.orphans(lake, TABLE, timedelta(days=3), datetime.now(UTC) + timedelta(days=4))
+    assert (found.key, found.bytes) == (left, len(objects(lake)[left]))
+    assert not retention.orphans(lake, TABLE, timedelta(days=3))
 
 
 def test_large_files_go_up_in_parts_and_are_moved_and_read_whole(
