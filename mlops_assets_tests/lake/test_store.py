@@ -323,6 +323,7 @@ def test_a_lake_that_stands_still_is_the_one_in_which_it_was_first_read(lake: La
 def test_old_snapshots_are_forgotten_but_for_those_with_a_name(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "MOST_SNAPSHOTS", 6)
     monkeypatch.setattr(catalog, "KEPT_SNAPSHOTS", 3)
+    monkeypatch.setattr(catalog, "KEPT_SECONDS", 0)
     first = write(lake)
     table = catalog.load(lake.root, TABLE)
     assert table
