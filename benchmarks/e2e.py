@@ -26,6 +26,7 @@ from rich.table import Table
 
 from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.inference_deployment import inference_deployment
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import rollout
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.modelling.training import Candidate
@@ -66,7 +67,7 @@ class Production:
             promoted=True,
             champion_after=candidate.version,
         )
-        self.lake.lake().append_decision(entry.as_dict(), self.lake.lake().ledger())
+        self.lake.lake().append_record(LEDGER, entry.key, entry.as_dict())
         record_image(self.lake.lake(), candidate.version, digest)
 
     def tick(self, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult | None:

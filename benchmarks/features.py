@@ -32,7 +32,7 @@ from rich.table import Table
 from mlops_assets.clicks.features import COUNTS
 from mlops_assets.clicks.synthetic import generate_day
 from mlops_assets.lake.store import Lake
-from mlops_assets.lake.tables import raw_rows
+from mlops_assets.lake.tables import RAW_CLICKS, raw_rows
 from mlops_assets.resources.spark import LocalSpark
 from mlops_assets.spark import training_set
 
@@ -45,11 +45,8 @@ NAMES: Final = {"ours": "our Spark application", "original": "six groupBy + six 
 
 
 def ours(spark: SparkSession, lake: Lake, output: Path) -> None:
-    training_set.FEATURES_VERSION = output.name  # type: ignore[misc] # so that the day is made again
-    (manifest,) = training_set.run(spark, lake.root, [DAY])
-    output.mkdir()
-    for uri in lake.uris(manifest):
-        Path(output, Path(uri).name).hardlink_to(uri)
+    training_set.run(spark, lake.root, [DAY])
+    Path(lake.root, "training_set", f"date={DAY}").rename(output)
 
 
 def original(spark: SparkSession, lake: Lake, output: Path) -> None:
@@ -129,12 +126,12 @@ class Peak:
 
 def generate(lake: Lake, clicks: int, seed: int) -> None:
     first = 0
-    with lake.stage("raw_clicks", DAY, inputs={}, code_version="1") as staging:
-        with staging.part(0) as part:
+    with lake.stage("raw_clicks", DAY) as staging:
+        with staging.part(RAW_CLICKS, 0) as part:
             for batch in generate_day(date.fromisoformat(DAY), clicks, seed):
                 part.write_rows(raw_rows(batch, first))
                 first += len(batch)
-        staging.commit([part.file])
+        staging.commit([part.staged], inputs={}, code_version="1")
 
 
 def check(output: dict[str, Path]) -> None:

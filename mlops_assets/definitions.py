@@ -20,7 +20,6 @@ from mlops_assets.automation import (
     observe_fleet,
     override,
     reap_clusters,
-    retention,
     rollout,
     tell_people,
 )
@@ -51,13 +50,11 @@ defs = dg.Definitions(
         accept.accept_day,
         freshness.check_freshness,
         reap_clusters.reap_clusters,
-        retention.retention,
     ],
     schedules=[
         arrivals.observe_landing_hourly,
         freshness.check_freshness_daily,
         *reap_clusters.schedules,
-        retention.retention_weekly,
     ],
     sensors=[arrivals.landed_days, rollout.champion_changed, observe_fleet.observe_fleet, tell_people.tell_people],
     resources=resources(),

@@ -23,10 +23,14 @@ from mlops_assets.resources.spark import Spark
     backfill_policy=run_of_its_own("batch_predictions"),
     group_name="production",
     owners=metadata.OWNERS,
-    kinds={"spark", "onnx", "iceberg"},
+    kinds={"spark", "onnx", "parquet"},
     code_version="1",
     pool="spark",
-    metadata={"dagster/column_schema": metadata.column_schema(BATCH_PREDICTIONS)},
+    metadata={
+        "dagster/column_schema": metadata.column_schema(
+            BATCH_PREDICTIONS, {"probability": "P(install) by the champion as of the day"}
+        )
+    },
     description="P(install) for every click of the day by the day's champion, through Spark, from the same ONNX file "
     "and the same features as the inference service.",
 )

@@ -18,6 +18,7 @@ from mlops_assets.assets.training_set import training_set
 from mlops_assets.assets.training_window import training_window, window_versions
 from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import Model
+from mlops_assets.lake.manifest import ConflictError
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.evaluation import evaluate, importance
 from mlops_assets.modelling.sample import Batch, Sample, sample
@@ -85,7 +86,6 @@ def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run
     from mlops_assets.modelling import plots
     from mlops_assets.modelling.training import NothingToLearn, train_candidate
 
-    lake = lake.still()  # versions, window and holdout are of one snapshot, whatever is replaced meanwhile
     versions = data_versions(lake, day)
     days = list(versions)[:-1]
     tags = {"day": day, "fingerprint": fingerprint(versions)}
@@ -101,6 +101,8 @@ def train(log: logging.Logger, lake: Lake, mlflow: MLflow, day: str, dagster_run
                 candidate = train_candidate(window, day=day, trained_on=days, seed=SEED)
             except NothingToLearn as reason:
                 return {"algorithm": "none", "reason": str(reason)}
+            if data_versions(lake, day) != versions:
+                raise ConflictError(f"{day}: a training set was replaced while it was trained on; train it again")
             folder = Path(scratch)
             candidate.write(folder)
         model = Model.load(folder)

@@ -10,7 +10,6 @@ import dagster as dg
 import pyarrow as pa
 
 from mlops_assets.lake.manifest import Manifest
-from mlops_assets.lake.tables import doc
 from mlops_assets.resources.spark import Usage
 
 OWNERS = ["team:click-fraud"]
@@ -39,14 +38,14 @@ def of_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def column_schema(schema: pa.Schema) -> dg.TableSchema:
-    """The columns of a table of the lake as Dagster shows them."""
+def column_schema(schema: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
+    """The columns of a Parquet dataset as Dagster shows them."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(
                 field.name,
                 str(field.type),
-                description=doc(field),
+                description=descriptions.get(field.name),
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
             for field in schema

@@ -23,7 +23,7 @@ from mlops_assets.assets.days import day_by_day
 from mlops_assets.assets.order import wait_turn
 from mlops_assets.assets.training_set import training_set
 from mlops_assets.inference.model import Model
-from mlops_assets.lake.store import Lake, Ledger
+from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry, replay, time_after, verdict_of
 from mlops_assets.modelling.promotion import Gate, Verdict, judge
 from mlops_assets.partitions import daily, run_of_its_own
@@ -31,6 +31,7 @@ from mlops_assets.resources.lake import LakeResource
 from mlops_assets.resources.mlflow import MLflow
 
 CODE_VERSION: Final = "1"
+LEDGER: Final = "promotion_ledger"
 GATE: Final = Gate.from_environment()
 """What a verdict depends on besides its data. When it changes, the newest day is judged again, and nothing older."""
 
@@ -39,12 +40,7 @@ LEDGER_ROWS: Final = 30
 
 def ledger(lake: Lake) -> list[Entry]:
     """Every decision so far, in the order in which they were made."""
-    return entries_of(lake.ledger())
-
-
-def entries_of(found: Ledger) -> list[Entry]:
-    """The decisions of the ledger as it was read, in the order in which they were made."""
-    return [Entry.from_dict(record) for record in found.records]
+    return [Entry.from_dict(record) for record in lake.records(LEDGER)]
 
 
 def production_champion(lake: Lake) -> Entry | None:
@@ -52,18 +48,14 @@ def production_champion(lake: Lake) -> Entry | None:
     return replay(ledger(lake)).champion
 
 
-def record(lake: Lake, mlflow: MLflow, entry: Entry, known: Ledger) -> Entry:
-    """Appends a decision with its time and what it leads to, and moves the champion alias to production's model.
-
-    It rests on what was `known`. Raises ConflictError if somebody has decided something since: then it must be made
-    again.
-    """
-    entries = entries_of(known)
+def record(lake: Lake, mlflow: MLflow, entry: Entry) -> Entry:
+    """Appends a decision with its time and what it leads to, and moves the champion alias to production's model."""
+    entries = ledger(lake)
     entry = replace(entry, time=time_after(entries))
     standing = replay([*entries, entry])
     after = standing.as_of(entry.day) if entry.kind == "verdict" else standing.champion
     entry = replace(entry, champion_after=after.model_version if after else None)
-    lake.append_decision(entry.as_dict(), known)
+    lake.append_record(LEDGER, entry.key, entry.as_dict())
     align_alias(lake, mlflow)
     return entry
 
@@ -83,11 +75,10 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
     A day before the newest that was judged is history: its verdict says what would be decided now and moves nothing,
     and other settings of the gate don't change it.
     """
-    standing = replay(entries := entries_of(known := lake.ledger()))
+    standing = replay(entries := ledger(lake))
     historical, champion = standing.is_historical(day), standing.opponent(day)
     before = champion.model_version if champion else None
-    still = lake.still()  # judged on just the clicks whose versions the entry names
-    versions = data_versions(still, day)
+    versions = data_versions(lake, day)
     run_id = mlflow.find({"day": day, "fingerprint": fingerprint(versions)})
     earlier = verdict_of(entries, day)
     if earlier and (earlier.run_id, earlier.data_versions) == (run_id or "", versions):
@@ -95,7 +86,7 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
         if historical or (earlier.champion_before, earlier.gate, earlier.held) == (before, GATE.as_dict(), held):
             align_alias(lake, mlflow)
             return earlier
-    verdict, version = _judge(still, mlflow, day, run_id, champion)
+    verdict, version = _judge(lake, mlflow, day, run_id, champion)
     held = standing.held(version) if version else ""
     new = Entry(
         day=day,
@@ -112,7 +103,7 @@ def decide(lake: Lake, mlflow: MLflow, day: str, decided_by: str) -> Entry:
         gate=GATE.as_dict(),
         data_versions=versions,
     )
-    return record(lake, mlflow, new, known)
+    return record(lake, mlflow, new)
 
 
 def candidate_of(context: dg.AssetExecutionContext, lake: Lake, mlflow: MLflow, day: str) -> None:

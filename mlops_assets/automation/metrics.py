@@ -14,9 +14,9 @@ import dagster as dg
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mlops_assets.assets.promoted_model import ledger
+from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.tell_people import read_outbox
-from mlops_assets.modelling.ledger import replay
+from mlops_assets.modelling.ledger import Entry, replay
 from mlops_assets.partitions import GRAPH, daily
 from mlops_assets.resources.environment import EPHEMERAL_SPARK
 from mlops_assets.resources.lake import LakeResource
@@ -48,6 +48,7 @@ class Vitals(Collector):
         self._instance, self._lake, self._due_hours = instance, lake, due_hours
         self._lock = threading.Lock()
         self._seen: tuple[float, list[Metric]] | None = None
+        self._ledger: tuple[str, list[Entry]] = ("", [])
         self._cluster_seconds: Counter[str] = Counter()
         self._read_up_to: dict[str, int] = dict.fromkeys(SPARK_ASSETS, 0)
 
@@ -155,7 +156,11 @@ class Vitals(Collector):
         return [day for day, run_id in recent.items() if run_id in failed]
 
     def _champion(self) -> Iterator[Metric]:
-        champion = replay(ledger(self._lake.lake())).champion
+        store = self._lake.lake()
+        newest = max(store.storage.list(LEDGER), default="")
+        if newest != self._ledger[0]:
+            self._ledger = (newest, ledger(store))
+        champion = replay(self._ledger[1]).champion
         family = GaugeMetricFamily(
             "mlops_champion_timestamp_seconds", "When production's model was decided on", labels=["model_version"]
         )

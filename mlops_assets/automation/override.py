@@ -8,7 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from mlops_assets.assets.deployed_image import publish
-from mlops_assets.assets.promoted_model import align_alias, entries_of, record
+from mlops_assets.assets.promoted_model import align_alias, ledger, record
 from mlops_assets.automation.run_queues import operators
 from mlops_assets.modelling.ledger import Entry, replay, time_after
 from mlops_assets.resources.images import Images
@@ -40,7 +40,7 @@ def record_override(
 ) -> None:
     """Appends the decision to the ledger and has the image of the champion that follows from it at hand."""
     store = lake.lake()
-    entries = entries_of(known := store.ledger())
+    entries = ledger(store)
     # An attempt that a server or a kill cut short may have come as far as the ledger.
     repeated = context.retry_number > 0 or context.run.parent_run_id is not None
     is_recorded = repeated and bool(entries) and _decided(entries[-1]) == config.model_dump()
@@ -52,7 +52,7 @@ def record_override(
     if is_recorded:
         align_alias(store, mlflow)
     else:
-        record(store, mlflow, entries[-1], known)
+        record(store, mlflow, entries[-1])
     if champion is None:
         context.log.warning("no champion is left; the fleet keeps what it runs")
         return

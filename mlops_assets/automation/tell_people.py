@@ -9,7 +9,7 @@ from typing import Final
 import dagster as dg
 
 from mlops_assets.assets.notices import NOTICES
-from mlops_assets.assets.promoted_model import ledger
+from mlops_assets.assets.promoted_model import LEDGER, ledger
 from mlops_assets.automation.happenings import (
     FAILED_CHECK,
     ROLLOUT,
@@ -345,12 +345,12 @@ def _roll(instance: dg.DagsterInstance, record: dg.EventLogRecord) -> Roll:
 def _promotions(
     context: dg.SensorEvaluationContext, lake: LakeResource, outbox: Outbox, now: float
 ) -> tuple[list[Message], bool]:
-    """By the ledger."""
-    entries = ledger(lake.lake())
-    newest = max((entry.key for entry in entries), default="")
+    """By the ledger, which is read only when it has another record: a listing is one request, a record is one each."""
+    store = lake.lake()
+    newest = max(store.storage.list(LEDGER), default="").removeprefix(f"{LEDGER}/").removesuffix(".json")
     after = outbox.positions.setdefault("decisions", newest)
     outbox.positions["decisions"] = newest
-    return (of_ledger(entries, after, link) if newest > after else []), False
+    return (of_ledger(ledger(store), after, link) if newest > after else []), False
 
 
 def _notices(

@@ -20,7 +20,6 @@ COMMANDS: Final = {
     "ui": "mlops_assets.cli.ui:ui",
     "fleet": "mlops_assets.cli.fleet:fleet",
     "monitor": "mlops_assets.cli.monitor:monitor",
-    "migrate-lake": "mlops_assets.cli.migrate_lake:migrate_lake",
     "spark-environment": "mlops_assets.cli.spark_environment:spark_environment",
 }
 

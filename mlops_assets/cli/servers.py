@@ -25,7 +25,6 @@ from typing import Any, Final, Self
 import requests
 
 from mlops_assets.cli.dagster_server import free_port, stop_group
-from mlops_assets.lake.store import CATALOG_URI
 from mlops_assets.resources.programs import ProgramError, run
 
 BUCKET: Final = "mlops-assets"
@@ -170,14 +169,11 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
             s3 = stack.enter_context(s3_server(folder / "s3", state["s3"], state["key"], state["secret"]))
         make_bucket(s3, BUCKET)
         tracking = os.environ.get("MLFLOW_TRACKING_URI")
-        catalog = os.environ.get(CATALOG_URI)
-        if tracking is None or catalog is None:
+        if tracking is None:
             database = stack.enter_context(Postgres(folder / "postgres", state["postgres"])).url
-            catalog = catalog or database
-            tracking = tracking or stack.enter_context(mlflow_server(folder / "mlflow", state["mlflow"], database, s3))
+            tracking = stack.enter_context(mlflow_server(folder / "mlflow", state["mlflow"], database, s3))
         lake = os.environ.get("MLOPS_LAKE", f"s3://{BUCKET}/lake")
-        named = {"MLFLOW_TRACKING_URI": tracking, "MLOPS_LAKE": lake, CATALOG_URI: catalog}
-        yield {**s3, **named, "MLOPS_ENVIRONMENT": "real"}
+        yield {**s3, "MLFLOW_TRACKING_URI": tracking, "MLOPS_LAKE": lake, "MLOPS_ENVIRONMENT": "real"}
 
 
 def make_bucket(environment: Mapping[str, str], bucket: str) -> None:

@@ -64,20 +64,12 @@ class Delivery:
     """Commits batches in the order of `put`."""
 
     def __init__(
-        self,
-        producer: Producer,
-        membership: Callable[[], Any],
-        settings: Settings,
-        metrics: Metrics,
-        keep: Callable[[Snapshot], None],
+        self, producer: Producer, settings: Settings, metrics: Metrics, keep: Callable[[Snapshot], None]
     ) -> None:
-        """`membership` gives the consumer group's metadata of the moment, which prove that its offsets may be
-        committed, or None, and is called in the caller's thread; `keep` takes the snapshots that came with what is
-        committed."""
-        self._producer, self._membership, self._keep = producer, membership, keep
-        self._settings, self._metrics = settings, metrics
-        self._group: Any = None
+        self._producer, self._settings, self._metrics, self._keep = producer, settings, metrics, keep
         self._patience = settings.transaction_timeout_ms / 1_000  # then Kafka itself has aborted the transaction
+        self.group: Any = None
+        """The consumer group's metadata of the moment, which prove that its offsets may be committed."""
         # A batch; or an event to set as soon as everything before it is committed.
         self._queue: queue.Queue[_Batch | threading.Event] = queue.Queue(QUEUED_BATCHES)
         self.turn = threading.Lock()
@@ -111,8 +103,7 @@ class Delivery:
         self._era += 1
 
     def check(self) -> None:
-        """Takes note of the membership. Raises DeliveryError once delivery has failed for good."""
-        self._group = self._membership()
+        """Raises DeliveryError once delivery has failed for good."""
         if self._error is not None:
             raise DeliveryError(str(self._error)) from self._error
 
@@ -178,9 +169,6 @@ class Delivery:
                 time.sleep(0.1)
             self._abort()
             batches = taken = [batch for batch in taken if batch.era == self._era]
-            if not taken:
-                self.trouble = ""
-                return ended[0] if ended else None
 
     def _attempt(self, batches: Iterable[_Batch], taken: list[_Batch]) -> bool:
         """One transaction with all the batches; False, and nothing committed, if some were discarded meanwhile."""
@@ -190,12 +178,9 @@ class Delivery:
         for batch in batches:
             self._produce(batch.outcome)
         began = time.monotonic()
-        group = self._group
+        group = self.group
         # In this order: metadata of a later membership could commit batches of partitions that were lost before it.
         if any(batch.era != self._era for batch in taken):
-            return False
-        if group is None:  # what was put is lost then, or will be committed by a later membership
-            time.sleep(0.1)
             return False
         offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
         patiently(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_SECONDS), self._patience)

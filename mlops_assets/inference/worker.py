@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from functools import partial
 from itertools import groupby
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -123,8 +122,7 @@ class Worker(ABC, Generic[Part]):
         log.info("probes and metrics on port %s", server.server_address[1])
         try:
             producer, consumer = self._connection.producer(self._stopping), self._connection.consumer()
-            membership = partial(_membership, consumer)
-            self._delivery = Delivery(producer, membership, settings, self.metrics, self._snapshots.write)
+            self._delivery = Delivery(producer, settings, self.metrics, self._snapshots.write)
             try:
                 self._work(consumer)
             except KafkaException as exception:
@@ -147,6 +145,7 @@ class Worker(ABC, Generic[Part]):
             messages = consumer.consume(self._settings.batch_clicks, POLL_SECONDS)
             self._beat = time.monotonic()
             self._delivery.check()
+            self._delivery.group = consumer.consumer_group_metadata()
             if self._connection.refused:
                 raise ServiceError(f"Kafka refuses this worker: {self._connection.says}")
             self._steer(consumer)
@@ -212,14 +211,11 @@ class Worker(ABC, Generic[Part]):
         self._joined, self._connection.at_work, self._recount = time.monotonic(), True, True
         log.info("assigned %s, now %s", sorted(p.partition for p in assigned), sorted(self._partitions))
 
-    def _revoked(self, _: Consumer, revoked: list[TopicPartition]) -> None:
+    def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         self.metrics.rebalances.labels("revoked").inc()
         if self._joined is not None:  # else the worker is leaving, and has committed what it could
-            try:
-                self._delivery.drain(DRAIN_SECONDS)
-            except DeliveryError:
-                self._delivery.discard()  # before they are somebody else's
-                raise
+            self._delivery.group = consumer.consumer_group_metadata()
+            self._delivery.drain(DRAIN_SECONDS)
         self._drop(revoked)
 
     def _lost(self, _: Consumer, lost: list[TopicPartition]) -> None:
@@ -266,13 +262,6 @@ class Worker(ABC, Generic[Part]):
         self.metrics.keys.set(sum(map(len, partitions)))
         self.metrics.ready.set(self.ready()[0])
         return self.metrics.text()
-
-
-def _membership(consumer: Consumer) -> Any:
-    """What proves that offsets may be committed; None while this is no member."""
-    group = consumer.consumer_group_metadata()
-    # In this order. Those of no member would prove nothing, and yet Kafka takes their offsets.
-    return group if consumer.memberid() else None
 
 
 def run(worker: Worker[Any]) -> int:

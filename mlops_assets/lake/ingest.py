@@ -1,7 +1,9 @@
-"""A landing file to a day of raw_clicks: a line becomes a row, or lies in the table `quarantine` with its reason."""
+"""A landing file to a partition of raw_clicks: every line becomes a row, or lies in the quarantine with its reason."""
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,21 +20,20 @@ from mlops_assets.clicks.schema import SECONDS_PER_DAY, SECONDS_PER_HOUR, Clicks
 from mlops_assets.lake.duplicates import Duplicates
 from mlops_assets.lake.landing import Landing
 from mlops_assets.lake.manifest import Manifest
-from mlops_assets.lake.part import Part
 from mlops_assets.lake.store import Lake
-from mlops_assets.lake.tables import quarantine_rows, raw_rows
+from mlops_assets.lake.tables import RAW_CLICKS, raw_rows
 
 DATASET: Final = "raw_clicks"
 INGEST_VERSION: Final = "2"
 """Raise it when the same file makes other rows or other metadata: every day is then ingested again."""
 
 HOURS_OVER: Final = "hours_over"
-"""In a day's notes: pairs of an arrival number and a time, in epoch seconds. From there on the hours that ended
+"""In a manifest's metadata: pairs of an arrival number and a time, in epoch seconds. From there on the hours that ended
 by that time are over, and a click of them counts in none: see clicks/clock.py."""
 
 MOST_TURNS: Final = 1_000
 
-QUARANTINE: Final = "quarantine"
+QUARANTINE: Final = "_quarantine"
 MOST_QUARANTINED: Final = 0.1
 """A file with a larger part of bad lines is not this day's clicks at all, and stops the day."""
 
@@ -68,14 +69,12 @@ class _Tally:
         self.latest = int(latest[-1])
         self.duplicates.add(clicks)
 
-    def reject(self, rejected: Iterable[csv.Rejected], day: str, quarantine: Part) -> None:
-        lines = []
+    def reject(self, rejected: Iterable[csv.Rejected], quarantine: gzip.GzipFile) -> None:
         for line, raw, reason in rejected:
             self.first_rejected = self.first_rejected or f"line {line}: {reason}"
             self.reasons[reason] += 1
-            lines.append({"line": line, "reason": reason, "raw": raw.decode("utf-8", "backslashreplace")})
-        if lines:
-            quarantine.write_rows(quarantine_rows(day, lines))
+            entry = {"line": line, "reason": reason, "raw": raw.decode("utf-8", "backslashreplace")}
+            quarantine.write(json.dumps(entry).encode() + b"\n")
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -113,30 +112,36 @@ def ingest(landing: Landing, lake: Lake, day: str) -> Manifest:
     if done:
         return done
     tally = _Tally()
-    with (
-        lake.stage(DATASET, day, inputs=inputs, code_version=INGEST_VERSION) as good,
-        lake.stage(QUARANTINE, day, inputs=inputs, code_version=INGEST_VERSION) as bad,
-    ):
-        with landing.open(day) as stream, good.part(0) as part, bad.part(0) as lines:
+    with lake.stage(DATASET, day) as staging:
+        with (
+            landing.open(day) as stream,
+            staging.part(RAW_CLICKS, 0) as part,
+            staging.other(QUARANTINE, ".jsonl.gz") as quarantine,
+            gzip.GzipFile("", "wb", fileobj=quarantine, mtime=0) as lines,
+        ):
             for clicks, rejected in _blocks(stream, name, day):
                 part.write_rows(raw_rows(clicks, tally.clicks))
                 tally.accept(clicks)
-                tally.reject(rejected, day, lines)
-            part.notes |= tally.metadata()
+                tally.reject(rejected, lines)
         _judge(tally, name)
         if landing.version(day) != version:
             raise IngestError(f"{name} was replaced while it was read: run the day again")
-        # The quarantine comes first: a day whose clicks are there is finished.
-        bad.commit([lines.file] if tally.reasons else [])
-        return good.commit([part.file])
+        return staging.commit(
+            [part.staged],
+            inputs=inputs,
+            code_version=INGEST_VERSION,
+            others=[quarantine.staged] if tally.reasons else [],
+            metadata=tally.metadata(),
+        )
 
 
 def quarantined(lake: Lake, day: str) -> list[dict[str, Any]]:
     """The day's bad lines: `line` number in the landing file, `reason`, and the `raw` line."""
-    lake.require(DATASET, day)
-    if lake.manifest(QUARANTINE, day) is None:
+    manifest = lake.require(DATASET, day)
+    if not manifest.others:
         return []
-    return [line for rows in lake.read(QUARANTINE, day, ["line", "reason", "raw"]) for line in rows.to_pylist()]
+    with lake.open_other(manifest, QUARANTINE) as file, gzip.open(file) as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _blocks(stream: Any, name: str, day: str) -> Iterator[tuple[Clicks, list[csv.Rejected]]]:

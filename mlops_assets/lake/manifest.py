@@ -1,43 +1,47 @@
-"""What a day of a table is: its files, its version, and what it was made of."""
+"""What a partition of the lake is: its files, its version, and what it was made of."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
+
+MANIFEST: Final = "_manifest.json"
 
 
 class ConflictError(RuntimeError):
-    """Another job replaced the day, or wrote the record, in the meantime."""
+    """Another job replaced the partition, or wrote the record, in the meantime."""
 
 
 class MissingPartitionError(LookupError):
-    """The lake does not hold the day that was asked for."""
+    """The lake does not hold the partition that was asked for."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A Parquet file with rows of one day. Plain data: an executor reports it to whoever commits.
+    """A file of a committed partition."""
 
-    `sha256` is of its data without the footer, so of the rows alone. `notes` are its writer's, such as counts. Where it
-    lies is no part of what it is.
-    """
-
-    key: str = field(compare=False)
+    name: str
     rows: int
     bytes: int
     sha256: str
-    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A finished file in the staging area. Plain data: an executor reports it to the driver."""
+
+    key: str
+    file: File
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a day of a table holds and what it was made of, as its files say it.
+    """What a committed partition holds and what it was made of.
 
-    `version` names the rows: equal rows, equal version, wherever the lake lies. `inputs` are the versions of what the
-    day was computed from. `metadata` are the notes of its files: numbers are summed over them.
+    `version` is the SHA-256 of its data files' contents: equal rows, equal version. `inputs` are the versions of what
+    it was computed from. `others` are files beside the data, such as the quarantine.
     """
 
     dataset: str
@@ -47,26 +51,19 @@ class Manifest:
     files: tuple[File, ...]
     inputs: Mapping[str, str]
     code_version: str
+    others: tuple[File, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, dataset: str, day: str, files: Sequence[File], inputs: Mapping[str, str], code_version: str) -> Self:
-        """A day of these files, in the order of its parts."""
-        return cls(
-            dataset=dataset,
-            date=day,
-            version=hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest(),
-            rows=sum(file.rows for file in files),
-            files=tuple(files),
-            inputs=dict(inputs),
-            code_version=code_version,
-            metadata=_together(file.notes for file in files),
-        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of dataclasses.asdict."""
-        return cls(**{**values, "files": tuple(File(**file) for file in values["files"])})
+        files = {name: tuple(File(**file) for file in values[name]) for name in ("files", "others")}
+        return cls(**{**values, **files})
+
+
+def folder(dataset: str, day: str) -> str:
+    """Where a partition lies."""
+    return f"{dataset}/date={day}"
 
 
 def encode(values: Mapping[str, Any]) -> bytes:
@@ -74,15 +71,7 @@ def encode(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True, indent=1).encode()
 
 
-def _together(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The notes of all files: the sum of numbers, else what the only file that has the note says."""
-    found: dict[str, Any] = {}
-    for each in notes:
-        for name, value in each.items():
-            if isinstance(value, int | float) and isinstance(found.get(name, 0), int | float):
-                found[name] = found.get(name, 0) + value
-            elif name in found:
-                raise ValueError(f"several files of a day note {name}, and it is no number: {value!r}")
-            else:
-                found[name] = value
-    return found
+def decode(manifest: bytes) -> Manifest | None:
+    """The committed partition that a manifest's object names: none if it holds only a claim."""
+    values = json.loads(manifest)["partition"]
+    return Manifest.from_dict(values) if values else None

@@ -21,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from mlops_assets.lake.remote import IN_MEMORY, reader, writer
-from mlops_assets.lake.storage import Storage, Stored
+from mlops_assets.lake.storage import Storage
 
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 30
@@ -102,19 +102,10 @@ class S3(Storage):
 
     def list(self, prefix: str) -> list[str]:
         """See Storage."""
-        return [each.key for each in self.stored(prefix)]
-
-    def stored(self, prefix: str) -> Sequence[Stored]:
-        """See Storage."""
         root = self._key("")
         with self._errors(prefix):
             pages = client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{root}{prefix}/")
-            found = (
-                Stored(item["Key"].removeprefix(root), item["Size"], item["LastModified"])
-                for page in pages
-                for item in page.get("Contents", ())
-            )
-            return sorted(found, key=lambda each: each.key)
+            return sorted(item["Key"].removeprefix(root) for page in pages for item in page.get("Contents", ()))
 
     def move(self, source: str, target: str) -> None:
         """See Storage. Another reader may see both for a moment."""

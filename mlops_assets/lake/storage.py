@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Protocol
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An object: its key, its size in bytes, and when it was last written."""
-
-    key: str
-    bytes: int
-    changed: datetime
 
 
 class Storage(Protocol):
@@ -42,9 +31,6 @@ class Storage(Protocol):
     def list(self, prefix: str) -> list[str]:
         """The keys of the objects below the folder `prefix`, sorted."""
 
-    def stored(self, prefix: str) -> Sequence[Stored]:
-        """The objects below the folder `prefix`, sorted by key."""
-
     def move(self, source: str, target: str) -> None:
         """Gives an object another key, replacing what is there."""
 
@@ -59,13 +45,6 @@ class Storage(Protocol):
 
     def uri(self, key: str) -> str:
         """The object's address for other tools, Spark's among them."""
-
-    def key(self, uri: str) -> str:
-        """The inverse of `uri`. Raises ValueError for an address that is not below this storage."""
-        root = self.uri("")
-        if not uri.startswith(f"{root.rstrip('/')}/"):
-            raise ValueError(f"{uri} does not lie in {root}")
-        return uri.removeprefix(root.rstrip("/")).lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -107,18 +86,11 @@ class Folder(Storage):
         files = (Path(folder, name) for folder, _, names in os.walk(self.root / prefix) for name in names)
         return sorted(path.relative_to(self.root).as_posix() for path in files)
 
-    def stored(self, prefix: str) -> Sequence[Stored]:
-        """See Storage."""
-        found = []
-        for key in self.list(prefix):
-            with suppress(FileNotFoundError):
-                status = (self.root / key).stat()
-                found.append(Stored(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)))
-        return found
-
     def move(self, source: str, target: str) -> None:
         """See Storage."""
         path = self.root / target
+        with (self.root / source).open("rb") as file:
+            os.fsync(file.fileno())  # on disk before a manifest names it
         with self._locked():
             path.parent.mkdir(parents=True, exist_ok=True)
             (self.root / source).replace(path)
@@ -140,7 +112,7 @@ class Folder(Storage):
         path = self.root / key
         with self._locked():
             path.parent.mkdir(parents=True, exist_ok=True)
-            return io.BufferedWriter(_Synced(path, "wb"))
+            return path.open("wb")
 
     def uri(self, key: str) -> str:
         """See Storage."""
@@ -166,15 +138,6 @@ class Folder(Storage):
             except OSError:
                 return
             folder = folder.parent
-
-
-class _Synced(io.FileIO):
-    """A file that is on the disk once it is closed: before a snapshot or a name says that it is there."""
-
-    def close(self) -> None:
-        if not self.closed:
-            os.fsync(self.fileno())
-        super().close()
 
 
 def _tag(data: bytes) -> str:

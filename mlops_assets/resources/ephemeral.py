@@ -11,7 +11,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,11 +21,11 @@ import dagster as dg
 from pydantic import Field, PrivateAttr
 
 from mlops_assets.lake.storage import Storage
-from mlops_assets.lake.store import Lake, Staging
+from mlops_assets.lake.store import Lake
 from mlops_assets.resources.spark import APPLICATIONS, Spark
 from mlops_assets.spark.both import NO_MORE, REQUEST, WAITING
-from mlops_assets.spark.days import PLAN, FailedDaysError, OnDay, made
-from mlops_assets.spark.predictions import upload
+from mlops_assets.spark.days import FailedDaysError, OnDay
+from mlops_assets.spark.predictions import MODEL_FILES, upload
 
 CODE_LOCATION: Final = "code-location"
 RUN: Final = "dagster-run"
@@ -36,10 +36,10 @@ DELETE_SECONDS: Final = 5.0
 """Between two attempts. What is left after the last one is the reaper's, see automation/reap_clusters.py."""
 
 JOBS: Final = "_jobs"
-"""Where in the lake a job has a folder as long as it runs: for its plan, its model, and what it is told."""
+"""Where in the lake a job has a folder as long as it runs: for its model, and for what it is told."""
 
-MODEL: Final = "model"
-"""The folder of the model within that."""
+JOB_FILES: Final = (*MODEL_FILES, WAITING, REQUEST)
+
 
 HOLD_MINUTES: Final = 10.0
 """For which the clouds' clusters are kept: as long as their start takes, so waiting in vain costs no more than that."""
@@ -78,16 +78,11 @@ class Cluster:
 
 @dataclass
 class Job:
-    """A job on a cluster of its own, as far as it was watched. `folder` is its key in the lake; times are monotonic.
-
-    `stagings` are of the days that it was given and that are not committed yet.
-    """
+    """A job on a cluster of its own, as far as it was watched. `folder` is its key in the lake; times are monotonic."""
 
     storage: Storage
     folder: str
     deadline: float
-    stagings: list[Staging] = field(default_factory=list)
-    errors: dict[str, Exception] = field(default_factory=dict)
     command: Sequence[str] = ()
     cluster: str = ""
     phase: Phase | None = None
@@ -101,11 +96,11 @@ def common_settings(environment: Mapping[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if name := environment.get("MLOPS_CODE_LOCATION"):
         found["code_location"] = name
-    for setting in ("deadline_minutes", "price_per_hour", "hold_minutes"):
-        variable = f"MLOPS_SPARK_{setting.upper()}"
+    for field in ("deadline_minutes", "price_per_hour", "hold_minutes"):
+        variable = f"MLOPS_SPARK_{field.upper()}"
         if text := environment.get(variable):
             try:
-                found[setting] = float(text)
+                found[field] = float(text)
             except ValueError:
                 raise ValueError(f"{variable} is {text!r}; it must be a number") from None
     return found
@@ -188,23 +183,21 @@ class EphemeralSpark(Spark):
         A job that does `both` is watched until it waits. Its cluster stays then, for the next predictions of this run,
         for `hold_minutes` at most, and no longer than the run.
 
-        Only what the lake holds counts: days that are there then are passed to `on_day`, whatever became of the job or
-        of this process, and FailedDaysError names the others. Raises ClusterError when no cluster could be had or its
-        cloud is lost, unless all days are there.
+        Only manifests count: days that have theirs then are passed to `on_day`, whatever became of the job or of this
+        process, and FailedDaysError names the others. Raises ClusterError when no cluster could be had or its cloud is
+        lost, unless all days are there.
         """
         store, module = Lake(lake), APPLICATIONS[application]
         status, lost, errors = Status(Phase.FAILED), None, dict[str, Exception]()
-        job: Job | None = None
         try:
-            job = self._handed(store, days, options) if self._held() and "model" in options else None
-            job = job or self._started(store, application, days, options)
-            status = self._watch(job)
+            model = options.get("model")
+            job = self._handed(days, model) if model and self._held() else None
+            status = self._watch(job or self._started(store, application, days, model))
         except ClusterError as error:
             lost = error
         finally:  # also of a run that is terminated: what was paid for is kept
-            job = job or self._kept
             if status.phase is not Phase.WAITING:
-                self._end()
+                self._end()  # first: a job that still runs could be in the middle of a commit
             for day in days:
                 try:
                     manifest = module.finished(store, day, **options)
@@ -215,26 +208,25 @@ class EphemeralSpark(Spark):
                     on_day(manifest)
                 else:
                     reason = f"the job {status.phase}, this day not committed. {status.reason}"
-                    errors[day] = (job.errors.get(day) if job else None) or ClusterError(reason.rstrip())
+                    errors[day] = ClusterError(reason.rstrip())
         if errors:
             raise lost or FailedDaysError(module.DATASET, errors)
 
-    def _started(self, store: Lake, application: str, days: Sequence[str], options: Mapping[str, str]) -> Job:
-        """A job on a new cluster; what was kept is ended first. The option `model` is a folder of this machine."""
+    def _started(self, store: Lake, application: str, days: Sequence[str], model: str | None) -> Job:
+        """A job on a new cluster; what was kept is ended first. `model` is a folder of this machine."""
         if self._held():
             self._end()
         folder = f"{JOBS}/{self._run_id}/{uuid.uuid4().hex}"
         self._kept = job = Job(store.storage, folder, time.monotonic() + 60 * self.deadline_minutes)
-        plan = _plan(store, application, days, options, job)
-        job.storage.put_if(f"{folder}/{PLAN}", json.dumps(plan).encode(), None)
-        arguments = {"lake": store.root, "days": ",".join(days), "folder": folder}
-        if model := options.get("model"):
-            arguments["model"] = upload(job.storage, Path(model), f"{folder}/{MODEL}")
+        arguments = {"lake": store.root, "days": ",".join(days)}
+        if model:
+            upload(job.storage, Path(model), folder)
+            arguments["model"] = job.storage.uri(folder)
         if application == "both":
             job.may_wait = bool(self.hold_minutes)
             application = "both" if job.may_wait else "training_set"
         if job.may_wait:
-            arguments |= {"minutes": f"{self.hold_minutes:g}"}
+            arguments |= {"folder": folder, "minutes": f"{self.hold_minutes:g}"}
         flags = itertools.chain(*((f"--{name}", value) for name, value in arguments.items()))
         job.command = [APPLICATIONS[application].__name__, *flags]
         self._creating = True  # if this is interrupted, there may be a cluster whose id nobody was told
@@ -249,7 +241,7 @@ class EphemeralSpark(Spark):
             self._kept.limit.join()  # it may be at it just now
         return self._kept
 
-    def _handed(self, store: Lake, days: Sequence[str], options: Mapping[str, str]) -> Job | None:
+    def _handed(self, days: Sequence[str], model: str) -> Job | None:
         """The job that was kept, with the predictions as its task; None if it can't take them.
 
         It must have at least half of the deadline left: what fits on a new cluster must not fail on this one.
@@ -260,8 +252,8 @@ class EphemeralSpark(Spark):
         try:
             fit = job.deadline - time.monotonic() >= 30 * self.deadline_minutes
             if fit and self.reconcile(job.cluster, job.command).phase is Phase.RUNNING:
-                model = upload(job.storage, Path(options["model"]), f"{job.folder}/{MODEL}")
-                request = {"plan": _plan(store, "predictions", days, options, job), "model": model}
+                upload(job.storage, Path(model), job.folder)
+                request = {"days": list(days), "model": job.storage.uri(job.folder)}
                 if job.storage.put_if(f"{job.folder}/{REQUEST}", json.dumps(request).encode(), None):
                     job.may_wait = False
                     return job
@@ -277,7 +269,6 @@ class EphemeralSpark(Spark):
             job.position = self._bring_log(job.cluster, job.position)
             if job.may_wait and status.phase is Phase.RUNNING and self._waits(job):
                 status = Status(Phase.WAITING, f"It is kept for the predictions, {self.hold_minutes:g} minutes at most")
-            _commit_made(job)
             if status.phase is not job.phase:
                 job.phase = status.phase
                 dg.get_dagster_logger().info(f"cluster {job.cluster}: {job.phase}. {status.reason}")
@@ -314,7 +305,6 @@ class EphemeralSpark(Spark):
                 dg.get_dagster_logger().warning(f"the job on {job.cluster} was not told to end: {error}")
         self._delete_own()
         if job:
-            _commit_made(job)  # what it made since the last look
             _discard(job)
         self._kept = None
 
@@ -362,41 +352,9 @@ class EphemeralSpark(Spark):
         return [cluster.id for cluster in self.clusters() if cluster.run_id == self._run_id]
 
 
-def _plan(
-    store: Lake, application: str, days: Sequence[str], options: Mapping[str, str], job: Job
-) -> list[dict[str, Any]]:
-    """What is to be made of what, as far as it is there, for the job to commit its days."""
-    works, job.errors = [], {}
-    for day in days:
-        try:
-            works.append(APPLICATIONS[application].begin(store, day, **options))
-        except Exception as error:  # noqa: BLE001 - of whatever kind: it must not cost the other days
-            job.errors[day] = error
-    job.stagings += [work.staging for work in works]
-    return [work.as_dict() for work in works]
-
-
-def _commit_made(job: Job) -> None:
-    """Commits the days that the job has made since the last look."""
-    for staging in list(job.stagings):
-        try:
-            files = made(job.storage, job.folder, staging)
-        except OSError as error:
-            dg.get_dagster_logger().warning(f"what the job on {job.cluster} has made is not known: {error}")
-            return
-        if files is not None:
-            job.stagings.remove(staging)
-            try:
-                with staging:
-                    staging.commit(files)
-            except Exception as error:  # noqa: BLE001 - of whatever kind: it must not cost the other days
-                job.errors[staging.day] = error
-
-
 def _discard(job: Job) -> None:
+    keys = [f"{job.folder}/{name}" for name in JOB_FILES]  # of which some may not exist
     try:
-        for staging in job.stagings:  # what was made in part, or to be made
-            staging.discard()
-        job.storage.delete(job.storage.list(job.folder))
-    except OSError as error:  # no reason to lose the job's outcome
+        job.storage.delete(keys)
+    except OSError as error:  # a few megabytes; no reason to lose the job's outcome
         dg.get_dagster_logger().warning(f"files of a job are left in the lake, at {job.folder}: {error}")

@@ -2,11 +2,10 @@
 
     python -m mlops_assets.spark.both --lake ROOT --days 2017-11-06 --folder KEY --minutes 10
 
-Between the two the application waits, for so many minutes. It is spoken to by objects of the lake below that key,
-beside those of spark/days.py:
+Between the two the application waits, for so many minutes. It is spoken to by objects of the lake below that key:
 
-    <folder>/waiting   by the application: its training sets are made
-    <folder>/request   by whoever is first: {"plan": [...], "model": ADDRESS} by the submitter, which the application
+    <folder>/waiting   by the application: its training sets are committed
+    <folder>/request   by whoever is first: {"days": [...], "model": ADDRESS} by the submitter, which the application
                        then does before it ends; or NO_MORE by the submitter, or by the application at its limit
 
 Objects are only made, never replaced, so no request is lost in between: whoever comes second sees that.
@@ -17,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from functools import partial
 from typing import Any, Final
 
 from pyspark.sql import SparkSession
@@ -25,11 +23,11 @@ from pyspark.sql import SparkSession
 from mlops_assets.lake.storage import Storage
 from mlops_assets.lake.store import Lake
 from mlops_assets.spark import predictions, training_set
-from mlops_assets.spark.days import arguments, make_days, read_plan
+from mlops_assets.spark.days import arguments
 from mlops_assets.spark.session import say, session
 
 DATASET: Final = training_set.DATASET
-run, finished, begin = training_set.run, training_set.finished, training_set.begin
+run, finished = training_set.run, training_set.finished
 """For whoever wants only the training sets, as within Dagster's own process: the predictions are a job of their own."""
 
 WAITING: Final = "waiting"
@@ -60,21 +58,22 @@ def wait(storage: Storage, folder: str, seconds: float) -> dict[str, Any]:
             return {}
 
 
-def make_both(spark: SparkSession, lake: Lake, folder: str, seconds: float) -> None:
+def run_both(spark: SparkSession, lake: str, days: list[str], folder: str, seconds: float) -> None:
     """Makes the training sets, waits, and does what is asked for.
 
     Raises FailedDaysError, at once if a training set failed: then nobody will want the predictions.
     """
-    make_days(lake, folder, read_plan(lake, folder), partial(training_set.features, spark), say)
-    request = wait(lake.storage, folder, seconds)
+    run(spark, lake, days, say)
+    request = wait(Lake(lake).storage, folder, seconds)
     if request:
         with predictions.local_folder(request["model"]) as model:
-            make_days(lake, folder, request["plan"], partial(predictions.predictions, spark, model), say)
+            predictions.run(spark, lake, request["days"], say, model=str(model))
 
 
 if __name__ == "__main__":
     parser = arguments(f"{DATASET} and {predictions.DATASET}")
+    parser.add_argument("--folder", required=True, help="key in the lake below which the two sides meet")
     parser.add_argument("--minutes", required=True, type=float, help="to wait for a request")
     options = parser.parse_args()
     with session(DATASET, options.lake) as spark:
-        make_both(spark, Lake(options.lake), options.folder, 60 * options.minutes)
+        run_both(spark, options.lake, options.days.split(","), options.folder, 60 * options.minutes)

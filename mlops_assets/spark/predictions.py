@@ -1,6 +1,6 @@
 """P(install) for every click of a day, by the ONNX file that the pods run.
 
-    python -m mlops_assets.spark.predictions --lake ROOT --days 2017-11-06 --folder KEY --model FOLDER
+    python -m mlops_assets.spark.predictions --lake ROOT --days 2017-11-06 --model FOLDER
 
 The features are the training set's, so nothing is shuffled: a task scores one of its parts.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -22,9 +21,9 @@ from mlops_assets.clicks.features import FEATURES
 from mlops_assets.inference.model import DESCRIPTION_FILE, ONNX_FILE, Model
 from mlops_assets.lake.manifest import Manifest
 from mlops_assets.lake.storage import Storage, open_storage
-from mlops_assets.lake.store import Lake
+from mlops_assets.lake.store import Lake, Staging
 from mlops_assets.lake.tables import BATCH_PREDICTIONS, column
-from mlops_assets.spark.days import REPORT, OnDay, Work, arguments, make_days, read_plan, report, run_days
+from mlops_assets.spark.days import REPORT, OnDay, arguments, report, run_days
 from mlops_assets.spark.session import say, session
 
 DATASET: Final = "batch_predictions"
@@ -45,30 +44,24 @@ def run(
         lake,
         DATASET,
         days,
-        finished=lambda day: finished(lake, day, model=model),
-        begin=lambda day: begin(lake, day, model=model),
-        compute=partial(predictions, spark, Path(model)),
+        code_version=PREDICTIONS_VERSION,
+        inputs=lambda day: _inputs(lake, day, model),
+        compute=lambda staging, day: predictions(spark, lake.require("training_set", day), staging, Path(model)),
         on_day=on_day,
     )
 
 
 def finished(lake: Lake, day: str, *, model: str) -> Manifest | None:
     """The day's predictions, if nothing changed since. Raises MissingPartitionError, and ModelError."""
-    version = Model.load(model).version
-    inputs = {"model": version, "training_set": lake.require("training_set", day).version}
-    return lake.finished(DATASET, day, inputs, PREDICTIONS_VERSION)
+    return lake.finished(DATASET, day, _inputs(lake, day, model), PREDICTIONS_VERSION)
 
 
-def begin(lake: Lake, day: str, *, model: str) -> Work:
-    """What is to be done for the day. Raises MissingPartitionError, and ModelError."""
-    version, rows = Model.load(model).version, lake.require("training_set", day)
-    inputs = {"model": version, "training_set": rows.version}
-    return Work(rows, lake.stage(DATASET, day, inputs=inputs, code_version=PREDICTIONS_VERSION))
+def _inputs(lake: Lake, day: str, model: str) -> dict[str, str]:
+    return {"model": Model.load(model).version, "training_set": lake.require("training_set", day).version}
 
 
-def predictions(spark: SparkSession, model: Path, work: Work) -> DataFrame:
-    """The job that writes a day's predictions and returns REPORT rows."""
-    training_set, staging = work.source, work.staging
+def predictions(spark: SparkSession, training_set: Manifest, staging: Staging, model: Path) -> DataFrame:
+    """The job that stages a day's predictions and returns REPORT rows."""
     onnx, description = (model / ONNX_FILE).read_bytes(), Model.load(model).description
     parts = len(training_set.files)
 
@@ -76,25 +69,23 @@ def predictions(spark: SparkSession, model: Path, work: Work) -> DataFrame:
         model = Model(onnx, description)
         for number in (number for batch in batches for number in batch.column(0).to_pylist()):
             installs = 0
-            with staging.part(number) as part:
+            with staging.part(BATCH_PREDICTIONS, number) as part:
                 for rows in staging.lake.read_part(training_set, number, [*_CLICK, *FEATURES[4:], "is_attributed"]):
                     features = np.stack([column(rows, name) for name in FEATURES], axis=1).astype(np.float32)
                     probability = pa.array(model.probability(features))
                     columns = [*(rows.column(name) for name in _CLICK), probability]
                     part.write_rows(pa.record_batch(columns, schema=BATCH_PREDICTIONS))
                     installs += int(np.count_nonzero(column(rows, "is_attributed")))
-                part.notes["installs"] = installs
-            yield report(part.file)
+            yield report(part.staged, installs)
 
     return spark.range(0, parts, 1, parts).mapInArrow(stage, REPORT)
 
 
-def upload(storage: Storage, folder: Path, to: str) -> str:
-    """Copies a model folder to keys below `to`, for an application that runs elsewhere; returns its address."""
+def upload(storage: Storage, folder: Path, to: str) -> None:
+    """Copies a model folder to keys below `to`, for an application that runs elsewhere."""
     for file in MODEL_FILES:
         with storage.open_output(f"{to}/{file}") as target:
             target.write((folder / file).read_bytes())
-    return storage.uri(to)
 
 
 @contextmanager
@@ -115,6 +106,5 @@ if __name__ == "__main__":
     parser = arguments(DATASET)
     parser.add_argument("--model", required=True, help="model folder, or its address like s3://bucket/prefix")
     options = parser.parse_args()
-    lake = Lake(options.lake)
     with local_folder(options.model) as folder, session(DATASET, options.lake) as spark:
-        make_days(lake, options.folder, read_plan(lake, options.folder), partial(predictions, spark, folder), say)
+        run(spark, options.lake, options.days.split(","), say, model=str(folder))

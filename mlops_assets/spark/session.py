@@ -60,7 +60,7 @@ def s3a_settings() -> dict[str, str]:
 
 
 def say(manifest: Manifest) -> None:
-    """A line of the driver's log for a day that is made."""
+    """A line of the driver's log for a day that is there now."""
     sys.stdout.write(
         f"{manifest.dataset} of {manifest.date}: {manifest.rows:,} rows, version {manifest.version[:12]}\n"
     )

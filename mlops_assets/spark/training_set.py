@@ -1,6 +1,6 @@
 """Clicks to features: one shuffle by ip, then the kernel over whole ips.
 
-    python -m mlops_assets.spark.training_set --lake ROOT --days 2017-11-06,2017-11-07 --folder KEY
+    python -m mlops_assets.spark.training_set --lake ROOT --days 2017-11-06,2017-11-07
 
 Every count's key holds the ip, so once the clicks of an ip are in one place nothing else moves. Spark sorts a task's
 clicks by arrival, on disk where memory is short. The task counts them batch by batch with the kernel the pods use, so
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -25,19 +24,9 @@ from mlops_assets.clicks.features import RunningCounts
 from mlops_assets.clicks.schema import SECONDS_PER_DAY, Clicks
 from mlops_assets.lake.ingest import HOURS_OVER
 from mlops_assets.lake.manifest import Manifest
-from mlops_assets.lake.store import Lake
-from mlops_assets.lake.tables import column, training_rows
-from mlops_assets.spark.days import (
-    REPORT,
-    OnDay,
-    Work,
-    arguments,
-    make_days,
-    read_plan,
-    report,
-    run_days,
-    task_number,
-)
+from mlops_assets.lake.store import Lake, Staging
+from mlops_assets.lake.tables import TRAINING_SET, column, training_rows
+from mlops_assets.spark.days import REPORT, OnDay, arguments, report, run_days, task_number
 from mlops_assets.spark.session import say, session
 
 DATASET: Final = "training_set"
@@ -65,31 +54,24 @@ def run(spark: SparkSession, lake_root: str, days: Iterable[str], on_day: OnDay 
         lake,
         DATASET,
         days,
-        finished=lambda day: finished(lake, day),
-        begin=lambda day: begin(lake, day),
-        compute=partial(features, spark),
+        code_version=FEATURES_VERSION,
+        inputs=lambda day: _inputs(lake, day),
+        compute=lambda staging, day: features(spark, lake.require("raw_clicks", day), staging),
         on_day=on_day,
     )
 
 
 def finished(lake: Lake, day: str) -> Manifest | None:
     """The day's training set, if nothing changed since. Raises MissingPartitionError without raw clicks."""
-    return lake.finished(DATASET, day, _inputs(lake.require("raw_clicks", day)), FEATURES_VERSION)
+    return lake.finished(DATASET, day, _inputs(lake, day), FEATURES_VERSION)
 
 
-def begin(lake: Lake, day: str) -> Work:
-    """What is to be done for the day. Raises MissingPartitionError without raw clicks."""
-    raw = lake.require("raw_clicks", day)
-    return Work(raw, lake.stage(DATASET, day, inputs=_inputs(raw), code_version=FEATURES_VERSION))
+def _inputs(lake: Lake, day: str) -> dict[str, str]:
+    return {"raw_clicks": lake.require("raw_clicks", day).version}
 
 
-def _inputs(raw_clicks: Manifest) -> dict[str, str]:
-    return {"raw_clicks": raw_clicks.version}
-
-
-def features(spark: SparkSession, work: Work) -> DataFrame:
-    """The job that writes a day's features and returns REPORT rows."""
-    raw_clicks, staging = work.source, work.staging
+def features(spark: SparkSession, raw_clicks: Manifest, staging: Staging) -> DataFrame:
+    """The job that stages a day's features and returns REPORT rows."""
     clicks = spark.read.parquet(*staging.lake.uris(raw_clicks)).selectExpr(*_PACKED)
     midnight = int(datetime.fromisoformat(raw_clicks.date).replace(tzinfo=UTC).timestamp())
     last_second = midnight + SECONDS_PER_DAY - 1
@@ -101,15 +83,14 @@ def features(spark: SparkSession, work: Work) -> DataFrame:
         if first is None:
             return
         running, installs = RunningCounts(), 0
-        with staging.part(task_number()) as part:
+        with staging.part(TRAINING_SET, task_number()) as part:
             for rows in _regrouped(chain([first], batches), BATCH_ROWS):
                 clicks, arrival = _unpack(rows, midnight)
                 over = _over(arrival, hours_over)
                 part.write_rows(training_rows(clicks, arrival, running.count(clicks, clicks.time < over)))
                 running.forget(min(int(over[-1]), last_second))  # hours that are over, but not the day
                 installs += int(np.sum(clicks.label == 1))
-            part.notes["installs"] = installs
-        yield report(part.file)
+        yield report(part.staged, installs=installs)
 
     return clicks.repartition(parts, "ip").sortWithinPartitions("moment").mapInArrow(stage, REPORT)
 
@@ -142,6 +123,5 @@ def _unpack(rows: pa.Table, midnight: int) -> tuple[Clicks, NDArray[np.int64]]:
 
 if __name__ == "__main__":
     options = arguments(DATASET).parse_args()
-    lake = Lake(options.lake)
     with session(DATASET, options.lake) as spark:
-        make_days(lake, options.folder, read_plan(lake, options.folder), partial(features, spark), say)
+        run(spark, options.lake, options.days.split(","), say)

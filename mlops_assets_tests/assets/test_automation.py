@@ -59,9 +59,8 @@ def promote(home: Path, day: str, seed: int) -> str:
         champion_after=candidate.version,
         verdict={"candidate_auc": 0.9},
     )
-    lake = systems["lake"].lake()
-    record(lake, systems["mlflow"], entry, lake.ledger())
-    record_image(lake, candidate.version, systems["images"].publish(folder, {}))
+    record(systems["lake"].lake(), systems["mlflow"], entry)
+    record_image(systems["lake"].lake(), candidate.version, systems["images"].publish(folder, {}))
     return candidate.version
 
 

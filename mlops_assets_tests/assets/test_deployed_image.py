@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlops_assets.assets.deployed_image import publish, recorded_image
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.resources.images import BASE_DIGEST, VERSION, StoreAwayError, canonical
@@ -46,7 +47,7 @@ class World:
             promoted=True,
             champion_after=model,
         )
-        self.lake.append_decision(entry.as_dict(), self.lake.ledger())
+        self.lake.append_record(LEDGER, entry.key, entry.as_dict())
         return entry
 
     def publish(self, entry: Entry, images: Any = None) -> str:

@@ -3,7 +3,6 @@
 import gzip
 import os
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from mlops_assets.lake.importing import import_files, sources_of
 from mlops_assets.lake.ingest import ingest
 from mlops_assets.lake.landing import HEADER, Landing
 from mlops_assets.lake.store import Lake
-from mlops_assets.lake.tables import TRAINING_SET
 from mlops_assets.resources.lake import LakeResource
 from mlops_assets_tests.assets.graph import run
 
 DAYS = ["2017-11-06", "2017-11-07", "2017-11-08"]
 ALL_DAY = range(24)
+SCHEMA = pa.schema([pa.field("app", pa.uint16(), nullable=False)])
 
 
 def lines(day: str, clicks: int, hours: Sequence[int] = ALL_DAY, installs: int = 3) -> bytes:
@@ -234,10 +233,8 @@ def test_a_training_set_that_lost_clicks_of_its_own_is_in_no_window(tmp_path: Pa
 
 def commit(lake: Lake, dataset: str, day: str, *, rows: int, installs: int, raw_clicks: str) -> None:
     """A training set of so many clicks, all alike, that was made of that version of the raw ones."""
-    with lake.stage(dataset, day, inputs={"raw_clicks": raw_clicks}, code_version="1") as staging:
-        with staging.part(0) as part:
-            zeros = [pa.array(np.zeros(rows), pa.int64()).cast(field.type) for field in list(TRAINING_SET)[1:]]
-            days = pa.array([date.fromisoformat(day)] * rows)
-            part.write_rows(pa.record_batch([days, *zeros], schema=TRAINING_SET))
-            part.notes["installs"] = installs
-        staging.commit([part.file])
+    with lake.stage(dataset, day) as staging:
+        with staging.part(SCHEMA, 0) as part:
+            part.write_rows(pa.record_batch([pa.array(np.zeros(rows), SCHEMA.field(0).type)], schema=SCHEMA))
+        metadata = {"installs": installs}
+        staging.commit([part.staged], inputs={"raw_clicks": raw_clicks}, code_version="1", metadata=metadata)

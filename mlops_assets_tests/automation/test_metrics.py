@@ -15,6 +15,7 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import metrics
 from mlops_assets.automation.metrics import Vitals, expected_days
 from mlops_assets.modelling.ledger import Entry
@@ -126,7 +127,7 @@ def test_the_champions_age_and_a_lake_that_is_lost(world: World, monkeypatch: py
         promoted=True,
         time=decided.isoformat(timespec="microseconds"),
     )
-    world.lake.lake().append_decision(entry.as_dict(), world.lake.lake().ledger())
+    world.lake.lake().append_record(LEDGER, entry.key, entry.as_dict())
     assert world.value("mlops_champion_timestamp_seconds", model_version="m") == pytest.approx(decided.timestamp())
 
     def lost(self: LakeResource) -> None:
@@ -167,7 +168,6 @@ def test_a_scrape_asks_no_more_of_the_database_after_a_thousand_runs_than_after_
         world.scrape()
         return asked
 
-    world.scrape()  # opens the lake's catalog
     sqlalchemy.event.listen(sqlalchemy.engine.Engine, "before_cursor_execute", count)
     try:
         few, many = fill(10), fill(1000)

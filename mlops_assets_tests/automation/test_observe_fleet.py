@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from mlops_assets.assets.deployed_image import record_image
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import observe_fleet
 from mlops_assets.definitions import defs
 from mlops_assets.modelling.ledger import Entry
@@ -72,7 +73,7 @@ class Looks:
             promoted=True,
             champion_after="model",
         )
-        self.lake.lake().append_decision(entry.as_dict(), self.lake.lake().ledger())
+        self.lake.lake().append_record(LEDGER, entry.key, entry.as_dict())
         record_image(self.lake.lake(), "model", OLD)
 
     def look(self, status: FleetStatus | FleetError = RUNNING, times: int = 1, pause: float = 60) -> list[Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from mlops_assets.assets.deployed_image import record_image
 from mlops_assets.assets.inference_deployment import inference_deployment
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.automation import rollout
 from mlops_assets.lake.store import Lake
 from mlops_assets.modelling.ledger import Entry
@@ -83,7 +84,7 @@ class World:
             promoted=kind == "verdict",
             champion_after=model,
         )
-        self.store.append_decision(entry.as_dict(), self.store.ledger())
+        self.store.append_record(LEDGER, entry.key, entry.as_dict())
         if model in MODELS:
             record_image(self.store, model, MODELS[model])
 

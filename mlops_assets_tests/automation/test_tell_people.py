@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 
 from mlops_assets.assets.notices import notice
+from mlops_assets.assets.promoted_model import LEDGER
 from mlops_assets.assets.quality import Judgement
 from mlops_assets.automation import tell_people as sensor
 from mlops_assets.automation.outbox import HOUR, QUIET_SECONDS, RETRY_SECONDS
@@ -131,7 +132,7 @@ class World:
             model_version=version,
             run_id=f"mlflow-{version}",
         )
-        self.lake.lake().append_decision(entry.as_dict(), self.lake.lake().ledger())
+        self.lake.lake().append_record(LEDGER, entry.key, entry.as_dict())
 
 
 @pytest.fixture

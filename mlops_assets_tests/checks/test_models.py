@@ -5,7 +5,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from mlops_assets.assets.thresholds import Thresholds
@@ -13,7 +12,6 @@ from mlops_assets.checks import models
 from mlops_assets.checks.models import champion_age, champion_auc, clicks_scored
 from mlops_assets.inference.model import Model
 from mlops_assets.lake.store import Lake
-from mlops_assets.lake.tables import BATCH_PREDICTIONS
 from mlops_assets.modelling.ledger import Entry
 from mlops_assets.modelling.sample import Sample
 from mlops_assets_tests.assets.test_quality import ingested
@@ -74,10 +72,9 @@ def test_each_click_needs_a_prediction_once_there_is_a_champion(tmp_path: Path) 
     passed, numbers = clicks_scored(lake, [FIRST], "2017-11-08")
     assert not passed
     assert (numbers["clicks"], numbers["predictions"]) == (240, 0)
-    with lake.stage("batch_predictions", "2017-11-08", inputs={}, code_version="1") as staging:
+    with lake.stage("batch_predictions", "2017-11-08") as staging:
         rows = next(lake.read("raw_clicks", "2017-11-08"))
-        with staging.part(0) as part:
-            zeros = pa.array(np.zeros(len(rows)), pa.float32())
-            part.write_rows(pa.record_batch([*rows.columns[:8], zeros], schema=BATCH_PREDICTIONS))
-        staging.commit([part.file])
+        with staging.part(rows.schema, 0) as part:
+            part.write_rows(rows)
+        staging.commit([part.staged], inputs={}, code_version="1")
     assert clicks_scored(lake, [FIRST], "2017-11-08")[0]

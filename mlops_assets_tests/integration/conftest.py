@@ -72,9 +72,8 @@ def s3_variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str,
 
 
 @pytest.fixture
-def bucket(s3_variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A new bucket, whose server this process' variables then name, and the catalog of one lake in it."""
-    monkeypatch.setenv("PYICEBERG_CATALOG__LAKE__URI", f"sqlite:///{tmp_path / 'catalog-of-s3.db'}")
+def bucket(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket, whose server this process' variables then name."""
     for name, value in s3_variables.items():
         monkeypatch.setenv(name, value)
     lake_s3.client.cache_clear()

@@ -13,9 +13,8 @@ from click.testing import CliRunner
 
 from mlops_assets.assets.promoted_model import ledger, production_champion
 from mlops_assets.cli.clicks import generate
-from mlops_assets.cli.servers import Postgres
 from mlops_assets.cli.summary import is_done, summary
-from mlops_assets.lake.store import CATALOG_URI, Lake
+from mlops_assets.lake.store import Lake
 from mlops_assets.resources.environment import embedded, real
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
@@ -40,9 +39,8 @@ def story(lake: Lake, images: Any) -> list[Any]:
 
 
 def test_the_graph_on_real_servers_decides_what_it_decides_on_folders(
-    bucket: str, mlflow_url: str, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, mlflow_url: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(CATALOG_URI, postgres.url)
     variables = {"MLOPS_LAKE": f"s3://{bucket}/lake", "MLFLOW_TRACKING_URI": mlflow_url, "MLOPS_ENVIRONMENT": "real"}
     homes = tmp_path / "embedded", tmp_path / "real"
     on_folders, on_servers = embedded(homes[0]), real(homes[1], variables)

@@ -12,7 +12,7 @@ from mlops_assets.lake import s3
 from mlops_assets.lake.s3 import StorageError
 from mlops_assets.lake.store import Lake
 from mlops_assets_tests.integration.faulty_proxy import Fault, Proxy, first, proxy
-from mlops_assets_tests.lake.test_store import DAY, TABLE, arrivals, write
+from mlops_assets_tests.lake.test_store import DAY, arrivals, snapshot, write
 
 pytestmark = pytest.mark.integration
 
@@ -36,10 +36,9 @@ def lake(bucket: str) -> Lake:
 @pytest.mark.parametrize(
     ("method", "part"),
     [
-        ("PUT", "part-00000"),  # the upload of a part
-        ("PUT", "metadata"),  # a manifest, a list of manifests, the table's metadata
-        ("GET", "part-00000"),  # a footer
-        ("GET", "metadata"),
+        ("PUT", "_staging"),  # the upload of a part
+        ("PUT", "clicks/date"),  # the claim of the partition, by a conditional write
+        ("POST", "?delete"),  # the clean-up of what was superseded
     ],
 )
 def test_a_fault_that_passes_costs_nothing_but_time(
@@ -50,6 +49,7 @@ def test_a_fault_that_passes_costs_nothing_but_time(
         write(each, 0, 100)
     faulty.plan = first(2, fault, method, part)
     assert write(lake, 20, 70) == write(undisturbed, 20, 70)
+    assert lake.storage.list("clicks") == sorted(snapshot(tmp_path))
     assert arrivals(lake) == arrivals(undisturbed)
 
 
@@ -69,26 +69,26 @@ def test_an_answer_that_breaks_off_is_asked_for_again(faulty: Proxy, lake: Lake)
     write(lake, 0, 100)
     faulty.plan = first(2, "cut the answer", "GET", "part-00000")
     assert arrivals(lake) == list(range(105))
-    faulty.plan = first(2, "cut the answer", "GET", "metadata")
-    assert lake.manifest(TABLE, DAY)
+    faulty.plan = first(2, "cut the answer", "GET", "_manifest.json")
+    assert lake.manifest("clicks", DAY)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "hang"])
-@pytest.mark.parametrize("part", ["part-00000", "metadata"])
-def test_a_fault_that_lasts_is_said_in_time_and_keeps_the_old_day(
-    faulty: Proxy, lake: Lake, fault: Fault, part: str, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_that_lasts_is_said_in_time_and_keeps_the_old_partition(
+    faulty: Proxy, lake: Lake, fault: Fault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = write(lake, 0, 100)
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
     s3.client.cache_clear()
-    faulty.plan = first(1000, fault, "PUT", part)
+    faulty.plan = first(1000, fault, "PUT", "_staging")
     with pytest.raises(StorageError, match="SlowDown" if fault == "refuse" else "timed? ?out"):
         write(lake, 20, 70)
     faulty.plan = first(0, fault, "", "")
-    assert lake.manifest(TABLE, DAY) == before
+    assert lake.manifest("clicks", DAY) == before
     assert arrivals(lake) == list(range(105))
     write(lake, 20, 70)
     assert arrivals(lake) == list(range(20, 75))
+    assert lake.storage.list("_staging") == []
 
 
 def test_a_record_that_arrived_though_its_answer_was_lost_is_ours(faulty: Proxy, lake: Lake) -> None:
@@ -107,4 +107,4 @@ def test_no_server_is_said_with_its_address(lake: Lake, monkeypatch: pytest.Monk
     monkeypatch.setattr(s3, "ATTEMPTS", 2)
     s3.client.cache_clear()
     with pytest.raises(StorageError, match=f"Could not connect to the endpoint URL.*{address}"):
-        lake.days(TABLE)
+        lake.days("clicks")

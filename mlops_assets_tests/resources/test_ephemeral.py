@@ -50,14 +50,8 @@ def test_the_job_gets_its_command_and_the_caller_its_days_usage_and_log(
     seen, used = list[Manifest](), list[Usage]()
     spark.training_set(lake.root, DAYS, seen.append, used.append)
     assert [manifest.date for manifest in seen] == list(DAYS)
-    (command,) = spark.cloud_used.commands
-    assert command[:-1] == [
-        "mlops_assets.spark.training_set",
-        "--lake",
-        lake.root,
-        "--days",
-        ",".join(DAYS),
-        "--folder",
+    assert spark.cloud_used.commands == [
+        ["mlops_assets.spark.training_set", "--lake", lake.root, "--days", ",".join(DAYS)],
     ]
     assert spark.cloud_used.deleted == ["c-0"]
     (usage,) = used

@@ -24,7 +24,7 @@ from mlops_assets.spark.days import FailedDaysError
 from mlops_assets_tests.assets.graph import land, run
 from mlops_assets_tests.inference.tiny_model import write_model
 from mlops_assets_tests.resources.fake_cloud import Cloud, FakeCloudSpark
-from mlops_assets_tests.resources.test_spark import commit, fill
+from mlops_assets_tests.resources.test_spark import commit
 from mlops_assets_tests.spark.raw_days import DAYS, write_raw
 
 DAY = DAYS[0]
@@ -67,16 +67,16 @@ class Applications:
         request = json.loads(found[0])
         if self.lost_when_asked:
             return Status(Phase.FAILED, "the node was lost")
-        return (
-            self.predict([each["staging"]["day"] for each in request["plan"]], request["model"])
-            if request
-            else Status(Phase.SUCCEEDED)
-        )
+        return self.predict(request["days"], request["model"]) if request else Status(Phase.SUCCEEDED)
 
     def predict(self, days: Sequence[str], model: str) -> Status:
         with predictions.local_folder(model) as folder:
             for day in days:
-                fill(predictions.begin(self.lake, day, model=str(folder)))
+                inputs = predictions._inputs(self.lake, day, str(folder))
+                with self.lake.stage(predictions.DATASET, day) as staging:
+                    with staging.other("part-00000", ".parquet") as part:
+                        part.write(b"probabilities")
+                    staging.commit([part.staged], inputs=inputs, code_version=predictions.PREDICTIONS_VERSION)
         return Status(Phase.SUCCEEDED)
 
 
@@ -166,7 +166,7 @@ def at_its_limit(spark: FakeCloudSpark, cloud: Cloud, applications: Applications
 
 
 def ended_just_now(spark: FakeCloudSpark, cloud: Cloud, applications: Applications) -> None:
-    (waiting,) = (key for key in left_in(applications.lake) if key.endswith(WAITING))
+    (waiting,) = left_in(applications.lake)
     applications.at_limit = True
     applications.lake.storage.put_if(waiting.replace(WAITING, REQUEST), NO_MORE, None)
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from mlops_assets.lake.store import Lake
 from mlops_assets.spark import both, predictions, training_set
 from mlops_assets.spark.both import NO_MORE, REQUEST, WAITING, wait
 from mlops_assets.spark.days import FailedDaysError
-from mlops_assets_tests.spark.raw_days import DAYS, Submitter, committed, data, files, write_raw
+from mlops_assets_tests.spark.raw_days import DAYS, data, write_raw
 from mlops_assets_tests.spark.test_predictions import model_folder
 
 FOLDER = "_jobs/run/job"
@@ -32,10 +31,6 @@ def ask(storage: Storage, request: bytes) -> bool:
     return storage.put_if(f"{FOLDER}/{REQUEST}", request, None) is not None
 
 
-def request(submitter: Submitter, model: Path) -> bytes:
-    return json.dumps({"plan": submitter.plan, "model": str(model)}).encode()
-
-
 def test_both_jobs_of_one_session_make_what_two_make(spark: SparkSession, tmp_path: Path) -> None:
     one, two = (Lake(str(tmp_path / name)) for name in ("one", "two"))
     for lake in (one, two):
@@ -43,34 +38,19 @@ def test_both_jobs_of_one_session_make_what_two_make(spark: SparkSession, tmp_pa
     model = model_folder(tmp_path / "model")
     training_set.run(spark, two.root, [DAYS[0]])
     predictions.run(spark, two.root, [DAYS[0]], model=str(model))
-    first = Submitter(one, training_set, [DAYS[0]], FOLDER)
-    first.write_plan()
-
-    def commit_and_ask() -> None:
-        while not one.storage.get(f"{FOLDER}/{WAITING}"):
-            time.sleep(0.01)
-        assert first.commit() == [DAYS[0]]
-        ask(one.storage, request(second := Submitter(one, predictions, [DAYS[0]], FOLDER, model=str(model)), model))
-        submitted.append(second)
-
-    submitted = list[Submitter]()
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(commit_and_ask)
-        both.make_both(spark, one, FOLDER, 60)
-        asked.result(60)
-    assert submitted[0].commit() == [DAYS[0]]
-    assert data(one) == data(two)
-    assert files(one) == committed(one)
+    ask(one.storage, json.dumps({"days": [DAYS[0]], "model": str(model)}).encode())
+    both.run_both(spark, one.root, [DAYS[0]], FOLDER, 60)
+    made = data(one)
+    assert made.pop(f"{FOLDER}/{WAITING}")
+    assert made.pop(f"{FOLDER}/{REQUEST}")
+    assert made == data(two)
 
 
 def test_nothing_is_waited_for_when_a_day_failed(spark: SparkSession, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    write_raw(lake, DAYS[0], clicks=300)
-    Submitter(lake, training_set, [DAYS[0]], FOLDER).write_plan()
-    lake.storage.delete([file.key for file in lake.require("raw_clicks", DAYS[0]).files])
     with pytest.raises(FailedDaysError):
-        both.make_both(spark, lake, FOLDER, 60)
-    assert lake.storage.list(FOLDER) == [f"{FOLDER}/plan"]
+        both.run_both(spark, lake.root, [DAYS[0]], FOLDER, 60)
+    assert not lake.storage.list(FOLDER)
 
 
 def test_at_its_limit_it_ends_by_itself_and_no_request_is_taken_any_more(tmp_path: Path) -> None:
@@ -117,8 +97,6 @@ def test_the_waiting_application_does_a_request_of_another_process_or_is_ended(t
     write_raw(lake, DAYS[0], clicks=300)
     command = [sys.executable, "-m", "mlops_assets.spark.both", "--lake", lake.root, "--days", DAYS[0]]
     command += ["--folder", FOLDER, "--minutes", "10"]
-    first = Submitter(lake, training_set, [DAYS[0]], FOLDER)
-    first.write_plan()
     options = "--conf spark.ui.enabled=false --conf spark.ui.showConsoleProgress=false pyspark-shell"
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYSPARK_SUBMIT_ARGS": options}
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
@@ -126,15 +104,13 @@ def test_the_waiting_application_does_a_request_of_another_process_or_is_ended(t
             while not lake.storage.get(f"{FOLDER}/{WAITING}"):
                 assert process.poll() is None
                 time.sleep(0.1)
-            assert first.commit() == [DAYS[0]]
-            second = Submitter(lake, predictions, [DAYS[0]], FOLDER, model=str(model))
+            assert lake.days("training_set") == [DAYS[0]]
             if ended:
                 process.send_signal(signal.SIGTERM)
             else:
-                ask(lake.storage, request(second, model))
+                ask(lake.storage, json.dumps({"days": [DAYS[0]], "model": str(model)}).encode())
             process.wait(120)
         finally:
             process.kill()
     assert process.returncode == (128 + signal.SIGTERM if ended else 0)
-    assert second.commit() == ([] if ended else [DAYS[0]])
-    assert files(lake) == committed(lake)
+    assert lake.days("batch_predictions") == ([] if ended else [DAYS[0]])

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from pyspark.sql import SparkSession
 
@@ -14,7 +15,7 @@ from mlops_assets.lake.tables import BATCH_PREDICTIONS
 from mlops_assets.modelling.training import version_of
 from mlops_assets.spark import predictions, training_set
 from mlops_assets_tests.inference.tiny_model import sigmoid, write_model
-from mlops_assets_tests.spark.raw_days import DAYS, rows, write_raw
+from mlops_assets_tests.spark.raw_days import DAYS, write_raw
 
 
 def model_folder(folder: Path, threshold: float = 0.05) -> Path:
@@ -33,10 +34,11 @@ def test_every_click_gets_the_models_probability(
     write_raw(lake, DAYS[0])
     (features,) = training_set.run(spark, lake.root, [DAYS[0]])
     (manifest,) = predictions.run(spark, lake.root, [DAYS[0]], model=str(model))
-    scored, clicks = (rows(lake, table).sort("arrival") for table in ("batch_predictions", "training_set"))
+    scored = pl.read_parquet(f"{lake.root}/batch_predictions/**/*.parquet", hive_partitioning=False).sort("arrival")
+    rows = pl.read_parquet(f"{lake.root}/training_set/**/*.parquet", hive_partitioning=False).sort("arrival")
     assert scored.columns == BATCH_PREDICTIONS.names
-    assert scored.drop("probability").equals(clicks.select(scored.columns[:-1]))
-    expected = sigmoid(clicks.select(FEATURES).to_numpy().astype(np.float32))
+    assert scored.drop("probability").equals(rows.select(scored.columns[:-1]))
+    expected = sigmoid(rows.select(FEATURES).to_numpy().astype(np.float32))
     np.testing.assert_allclose(scored["probability"].to_numpy(), expected, rtol=1e-4, atol=1e-6)
     assert [file.rows for file in manifest.files] == [file.rows for file in features.files]
     assert len(manifest.files) > 1
