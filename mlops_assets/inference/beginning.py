@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import logging
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from mlops_assets.inference.config import Settings
-from mlops_assets.inference.connection import CALL_SECONDS
+from mlops_assets.inference.connection import ASSIGN_SECONDS, CALL_SECONDS, ServiceError, patiently
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.partition import Partition
 
 log = logging.getLogger(__name__)
-
-
-class BeginningError(RuntimeError):
-    """Kafka has lost up to where a partition is answered; the message says how, and what to do."""
 
 
 def begin(
@@ -33,9 +29,7 @@ def begin(
     """The partition as its committed offset and that one's metadata describe it; its answers go to partition `output`.
     What was `saved` of it is used where that leaves less to be counted again.
 
-    Raises:
-        BeginningError: it may have been answered before, and nobody knows up to where.
-        KafkaException: Kafka does not tell.
+    Raises ServiceError if it may have been answered before and nobody knows up to where.
     """
     low, high = _ends(consumer, where)
     number, first = where.partition, where.offset
@@ -90,7 +84,7 @@ def _anew(consumer: Consumer, where: TopicPartition, settings: Settings, output:
         if not _answered(consumer, settings, output) or _others(consumer, settings.input_topic):
             log.info("partition %s is new, and begins at offset %s", number, low)
             return low
-    raise BeginningError(
+    raise ServiceError(
         f"partition {number} of {settings.input_topic}, group {settings.group_id}: {why}. Its clicks could be answered "
         f"twice or never, so say where to begin: START_FROM=earliest (offset {low}) or START_FROM=latest ({high})"
     )
@@ -105,10 +99,8 @@ def _answered(consumer: Consumer, settings: Settings, output: int) -> bool:
     reader = Consumer(settings.kafka.client() | isolated | {"group.id": settings.group_id, "enable.auto.commit": False})
     try:
         reader.assign([TopicPartition(settings.output_topic, output, low)])
-        message = reader.poll(CALL_SECONDS)
-        if message is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-        return message.error() is None
+        message = reader.poll(ASSIGN_SECONDS)
+        return message is None or message.error() is None
     finally:
         reader.close()
 
@@ -116,13 +108,14 @@ def _answered(consumer: Consumer, settings: Settings, output: int) -> bool:
 def _others(consumer: Consumer, topic: str) -> bool:
     """Whether offsets of any partition of the input are committed: then one that has none was added."""
     partitions = consumer.list_topics(topic, timeout=CALL_SECONDS).topics[topic].partitions
-    committed = consumer.committed([TopicPartition(topic, number) for number in partitions], timeout=CALL_SECONDS)
-    return any(where.offset >= 0 for where in committed)
+    every, found = [TopicPartition(topic, number) for number in partitions], list[TopicPartition]()
+    patiently(lambda: found.extend(consumer.committed(every, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
+    return any(where.offset >= 0 for where in found)
 
 
 def _ends(consumer: Consumer, where: TopicPartition) -> tuple[int, int]:
     """The first offset of a partition's log and the one behind its last."""
-    ends: tuple[int, int] | None = consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)
-    if ends is None:
-        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
-    return ends
+    ends: list[int] = []
+    patiently(lambda: ends.extend(consumer.get_watermark_offsets(where, timeout=CALL_SECONDS)), ASSIGN_SECONDS)
+    low, high = ends
+    return low, high

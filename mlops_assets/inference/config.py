@@ -98,8 +98,6 @@ class Kafka:
             "security.protocol": self.protocol,
             "retry.backoff.ms": 10,  # transactions wait for it on every "concurrent transactions" answer
             "reconnect.backoff.max.ms": 1_000,
-            # To forget all brokers when all are down leaves calls hanging for ever (librdkafka 2.16, transactions).
-            "metadata.recovery.strategy": "none",
             "log_level": 3,
         }
         if self.protocol.startswith("SASL"):

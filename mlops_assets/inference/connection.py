@@ -14,30 +14,24 @@ from mlops_assets.inference.config import Settings
 
 log = logging.getLogger(__name__)
 
+CONNECT_SECONDS: Final = 30
 CALL_SECONDS: Final = 5
-OPEN_SECONDS: Final = 30
-"""So long an earlier transaction may hold a transactional id before another id is taken."""
-QUIET_SECONDS: Final = 60
-"""So often a complaint is repeated: while Kafka is away librdkafka has twenty a second."""
 STALL_SECONDS: Final = 90
 """A worker that has not asked for messages for so long is stuck: Kafka gives its partitions to others."""
+ASSIGN_SECONDS: Final = 75
+"""How long a new partition's offsets are waited for: a lost worker's transaction must end, or a leader be elected."""
 PASSING: Final = (
     KafkaError._TRANSPORT,
     KafkaError._TIMED_OUT,
     KafkaError._TIMED_OUT_QUEUE,
-    KafkaError._MSG_TIMED_OUT,
     KafkaError._WAIT_COORD,
     KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._MAX_POLL_EXCEEDED,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.BROKER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
     KafkaError.NETWORK_EXCEPTION,
-    KafkaError.NOT_ENOUGH_REPLICAS,
-    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
-    KafkaError.CONCURRENT_TRANSACTIONS,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
@@ -65,66 +59,32 @@ class Connection:
         self.refused = False
         """Whether trying on is hopeless."""
         self.at_work = False
-        self._ids = 0
-        self._heard_at, self._heard_code = float("-inf"), 0
         self.input_partitions = self.output_partitions = 1
 
-    def producer(self, stopping: threading.Event, turned: Callable[[], object]) -> Producer | None:
-        """A producer whose transactions may begin; what its predecessor of the same id left open is ended.
-
-        Waits for Kafka as long as it is away, and calls `turned` every few seconds; None if `stopping` is set.
-        Raises ServiceError if Kafka refuses, or a topic does not exist.
-        """
+    def producer(self, stopping: threading.Event) -> Producer:
+        """A producer whose transactions may begin. Raises ServiceError if Kafka refuses, or is silent for 30 s."""
+        settings = self._settings
+        producer = Producer(self._producer_settings())
+        servers, deadline = settings.kafka.servers, time.monotonic() + CONNECT_SECONDS
         while True:
-            producer = Producer(self._producer_settings())
-            self._await_kafka(producer, stopping, turned)
-            deadline = time.monotonic() + OPEN_SECONDS
-            while not stopping.is_set() and time.monotonic() < deadline:
-                turned()
-                try:
-                    producer.init_transactions(CALL_SECONDS)
-                    return producer
-                except KafkaException as exception:
-                    error = exception.args[0]
-                    if not passing(error) or error.fatal():
-                        servers = self._settings.kafka.servers
-                        raise ServiceError(f"no transactions at {servers}: {error.str()}") from exception
-                    self.says = error.str()
-            if stopping.is_set():
-                return None
-            # An earlier transaction of this id can't end as long as one of its partitions has no leader.
-            log.warning("another transactional id is taken: %s", self.says)
-            self._ids += 1
-
-    def _await_kafka(self, producer: Producer, stopping: threading.Event, turned: Callable[[], object]) -> None:
-        """Returns when Kafka answers, or `stopping` is set. Raises ServiceError if it refuses, or lacks a topic."""
-        settings, servers = self._settings, self._settings.kafka.servers
-        while not stopping.is_set():
-            turned()
             try:
                 there = producer.list_topics(timeout=2).topics
                 break
             except KafkaException as exception:
                 producer.poll(0)
-                self.says = self.says or exception.args[0].str()
-            if self.refused:
-                raise ServiceError(f"cannot work with Kafka at {servers}: {self.says}")
-        else:
-            return
-        if self.at_work:
-            return
+                reason = self.says or exception.args[0].str()
+            if self.refused or time.monotonic() > deadline or stopping.is_set():
+                raise ServiceError(f"cannot work with Kafka at {servers}: {reason}")
         for topic in (settings.input_topic, settings.output_topic, settings.dead_letter_topic):
             if topic not in there:
                 raise ServiceError(f"the topic {topic!r} does not exist at {servers}: create it first")
         self.input_partitions = len(there[settings.input_topic].partitions)
         self.output_partitions = len(there[settings.output_topic].partitions)
-
-    def led(self, client: Consumer) -> tuple[set[int], set[int]]:
-        """The partitions of the input, and those of the output, that have a leader. Raises KafkaException."""
-        topics = client.list_topics(timeout=CALL_SECONDS).topics
-        names = (self._settings.input_topic, self._settings.output_topic)
-        source, output = ({n: p.leader for n, p in topics[name].partitions.items()} for name in names)
-        return {n for n, leader in source.items() if leader >= 0}, {n for n, leader in output.items() if leader >= 0}
+        try:
+            patiently(lambda: producer.init_transactions(CALL_SECONDS), CONNECT_SECONDS)
+        except KafkaException as exception:
+            raise ServiceError(f"no transactions at {servers}: {exception.args[0].str()}") from exception
+        return producer
 
     def consumer(self) -> Consumer:
         """A consumer, not yet subscribed to anything."""
@@ -138,16 +98,12 @@ class Connection:
         # Once at work a refused certificate may be one that is being renewed.
         fatal = AUTHENTICATION if self.at_work else (*AUTHENTICATION, KafkaError._SSL)
         self.refused = self.refused or error.code() in fatal
-        if time.monotonic() - self._heard_at > QUIET_SECONDS or error.code() != self._heard_code:
-            self._heard_at, self._heard_code = time.monotonic(), error.code()
-            log.warning("Kafka: %s", error.str())
+        log.warning("Kafka: %s", error.str())
 
     def _producer_settings(self) -> dict[str, Any]:
-        group, worker = self._settings.group_id, self._settings.worker_id
         return self._settings.kafka.client() | {
             "error_cb": self._heard,
-            "log_level": 2,  # all else is said to it
-            "transactional.id": f"{group}-{worker}" + f"-{self._ids}" * bool(self._ids),
+            "transactional.id": f"{self._settings.group_id}-{self._settings.worker_id}",
             "transaction.timeout.ms": self._settings.transaction_timeout_ms,
             "message.timeout.ms": self._settings.transaction_timeout_ms,
             "delivery.report.only.error": True,
@@ -161,7 +117,6 @@ class Connection:
     def _consumer_settings(self) -> dict[str, Any]:
         return self._settings.kafka.client() | {
             "error_cb": self._heard,
-            "log_level": 2,  # all else is said to it
             "group.id": self._settings.group_id,
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": self._settings.session_timeout_ms,

@@ -6,17 +6,15 @@ and scores what the next ones will hold. Why each click is answered once:
 - A transaction holds whole batches in the order of `put`, and of each partition the offset behind the last of them:
   answers and offsets become visible together or not at all. The batches that wait for the next one are in neither.
 - Aborted: all its batches are produced again in the next attempt; they were computed once, so their counts are right.
-- Revoked: `drain` commits everything that was put before the partitions are given up; if that takes too long it is
-  forgotten, and who takes over begins at the committed offsets. SIGTERM does the same.
+- Revoked: `drain` commits everything that was put before the partitions are given up; if that takes too long the
+  worker ends, and who takes over begins at the committed offsets. SIGTERM does the same.
 - Lost: `discard` ends the era of all batches; an attempt that holds one of them is aborted, and they are forgotten. If
   its commit is under way already, Kafka judges it by the membership with which the offsets were sent.
-- Given up, since Kafka is away: a new one takes its place, with a producer that ends what this one has left open.
 - Fenced, or killed: the transaction is aborted by whoever takes the id over, or by its timeout.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
@@ -52,12 +50,7 @@ HOPELESS: Final = (
 
 
 class DeliveryError(RuntimeError):
-    """Answers could not be committed; nothing of them is visible, and whoever begins again answers them."""
-
-    def __init__(self, text: str, passes: bool = False) -> None:
-        super().__init__(text)
-        self.passes = passes
-        """Whether the same process may begin again: it is no matter of permissions, or of another worker."""
+    """Answers could not be committed; nothing of them is visible, and a restart answers them again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +64,12 @@ class Delivery:
     """Commits batches in the order of `put`."""
 
     def __init__(
-        self,
-        producer: Producer,
-        membership: Callable[[], Any],
-        settings: Settings,
-        metrics: Metrics,
-        keep: Callable[[Snapshot], None],
+        self, producer: Producer, settings: Settings, metrics: Metrics, keep: Callable[[Snapshot], None]
     ) -> None:
-        """`membership` gives the consumer group's metadata of the moment, which prove that its offsets may be
-        committed, or None, and is called in the caller's thread; `keep` takes the snapshots that came with what is
-        committed."""
-        self._producer, self._membership, self._keep = producer, membership, keep
-        self._settings, self._metrics = settings, metrics
-        self._group: Any = None
+        self._producer, self._settings, self._metrics, self._keep = producer, settings, metrics, keep
         self._patience = settings.transaction_timeout_ms / 1_000  # then Kafka itself has aborted the transaction
+        self.group: Any = None
+        """The consumer group's metadata of the moment, which prove that its offsets may be committed."""
         # A batch; or an event to set as soon as everything before it is committed.
         self._queue: queue.Queue[_Batch | threading.Event] = queue.Queue(QUEUED_BATCHES)
         self.turn = threading.Lock()
@@ -93,7 +78,6 @@ class Delivery:
         self._began = 0.0
         self._refused: KafkaError | None = None
         self._error: BaseException | None = None
-        self._closed = False
         self.trouble = ""
         """Why answers are not being committed right now; empty when they are."""
         threading.Thread(target=self._run, name="delivery", daemon=True).start()
@@ -112,26 +96,16 @@ class Delivery:
         while not done.wait(0.05):
             self.check()
             if time.monotonic() > deadline:
-                text = f"the answers under way were not committed within {seconds:.0f} s: {self.trouble}"
-                raise DeliveryError(text, passes=True)
+                raise DeliveryError(f"the answers under way were not committed within {seconds:.0f} s: {self.trouble}")
 
     def discard(self) -> None:
         """Forgets what is not yet committed: its partitions are somebody else's now."""
         self._era += 1
 
-    def close(self) -> None:
-        """Forgets everything, and lets the thread end; it may be waiting for Kafka as long as that is away."""
-        self.discard()
-        self._closed = True
-        with contextlib.suppress(queue.Full):  # else the thread sees that it is closed without being woken
-            self._queue.put_nowait(threading.Event())
-
     def check(self) -> None:
-        """Takes note of the membership. Raises DeliveryError once delivery has failed for good."""
-        self._group = self._membership()
+        """Raises DeliveryError once delivery has failed for good."""
         if self._error is not None:
-            passes = isinstance(self._error, DeliveryError) and self._error.passes
-            raise DeliveryError(str(self._error), passes) from self._error
+            raise DeliveryError(str(self._error)) from self._error
 
     def _enqueue(self, item: _Batch | threading.Event, deadline: float) -> None:
         while True:
@@ -140,11 +114,11 @@ class Delivery:
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 if time.monotonic() > deadline:
-                    raise DeliveryError(f"answers are not being committed: {self.trouble}", passes=True) from None
+                    raise DeliveryError(f"answers are not being committed: {self.trouble}") from None
 
     def _run(self) -> None:
         try:
-            while not self._closed:
+            while True:
                 item = self._queue.get()
                 done = item if isinstance(item, threading.Event) else self._transact(item)
                 if done is not None:
@@ -186,17 +160,15 @@ class Delivery:
                 error: KafkaError = self._refused or exception.args[0]
                 give_up = give_up or time.monotonic() + GIVE_UP_SECONDS
                 if exception.args[0].fatal():
-                    raise self._failure(error) from exception
+                    raise DeliveryError(self._explain(error)) from exception
                 if error.code() in HOPELESS or time.monotonic() > give_up:
                     self._abort()
-                    raise self._failure(error) from exception
+                    raise DeliveryError(self._explain(error)) from exception
                 self.trouble = error.str()
                 log.warning("a transaction is aborted and tried again: %s", error.str())
                 time.sleep(0.1)
             self._abort()
             batches = taken = [batch for batch in taken if batch.era == self._era]
-            if not taken:
-                return ended[0] if ended else None
 
     def _attempt(self, batches: Iterable[_Batch], taken: list[_Batch]) -> bool:
         """One transaction with all the batches; False, and nothing committed, if some were discarded meanwhile."""
@@ -206,12 +178,9 @@ class Delivery:
         for batch in batches:
             self._produce(batch.outcome)
         began = time.monotonic()
-        group = self._group
+        group = self.group
         # In this order: metadata of a later membership could commit batches of partitions that were lost before it.
         if any(batch.era != self._era for batch in taken):
-            return False
-        if group is None:  # what was put is lost then, or will be committed by a later membership
-            time.sleep(0.1)
             return False
         offsets = list({o.partition: o for batch in taken for o in batch.outcome.offsets}.values())  # the last of each
         patiently(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_SECONDS), self._patience)
@@ -252,18 +221,16 @@ class Delivery:
         try:
             patiently(lambda: self._producer.abort_transaction(CALL_SECONDS), self._patience)
         except KafkaException as exception:  # a new producer, after a restart, ends the transaction in any case
-            raise self._failure(self._refused or exception.args[0]) from exception
+            raise DeliveryError(self._explain(self._refused or exception.args[0])) from exception
 
-    def _failure(self, error: KafkaError) -> DeliveryError:
+    def _explain(self, error: KafkaError) -> str:
         if error.code() in (KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH):
             # Kafka fences a producer too whose transaction it has aborted because it took too long.
             if time.monotonic() - self._began > 0.9 * self._patience:
-                return DeliveryError(f"a transaction took longer than TRANSACTION_TIMEOUT_MS: {error.str()}", True)
-            worker = self._settings.worker_id
-            return DeliveryError(f"another worker took over the id {worker!r} (WORKER_ID): {error.str()}")
+                return f"a transaction took longer than TRANSACTION_TIMEOUT_MS: {error.str()}"
+            return f"another worker took over the id {self._settings.worker_id!r} (WORKER_ID): {error.str()}"
         topics = f"{self._settings.output_topic}, {self._settings.dead_letter_topic}"
-        text = f"answers cannot be written to {topics}: {error.str()}"
-        return DeliveryError(text, passes=error.code() not in HOPELESS)
+        return f"answers cannot be written to {topics}: {error.str()}"
 
     def _observe(self, taken: list[_Batch], seconds: float) -> None:
         now = time.time()

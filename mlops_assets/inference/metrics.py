@@ -65,10 +65,6 @@ class Metrics:
         self.rebalances = Counter(f"{what}_rebalances", "Changes of the assignment", ["event"], registry=registry)
         self.partitions = Gauge(f"{what}_partitions", "Partitions assigned", registry=registry)
         self.replaying = Gauge(f"{what}_partitions_replaying", "Partitions not yet caught up", registry=registry)
-        text = "Partitions assigned that Kafka doesn't let be read or answered"
-        self.waiting = Gauge(f"{what}_partitions_waiting", text, registry=registry)
-        text = "Of them: those whose offsets are lost, until START_FROM"
-        self.unsettled = Gauge(f"{what}_partitions_unsettled", text, registry=registry)
         self.keys = Gauge(f"{what}_count_keys", "Live keys of the running counts", registry=registry)
         self.backlog = Gauge(f"{what}_backlog_messages", "Messages of the input not yet read", registry=registry)
         self.ready = Gauge(f"{what}_ready", "Whether /ready says yes", registry=registry)

@@ -137,9 +137,9 @@ class Rekeyer(Worker[Source]):
                 (consumer.pause if full else consumer.resume)([where])
                 source.paused = full
 
-    def _read(self, consumer: Consumer, begun: list[TopicPartition]) -> None:
-        super()._read(consumer, begun)
-        consumer.resume(begun)  # librdkafka remembers that one was paused when it was given up
+    def _assigned(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        super()._assigned(consumer, assigned)
+        consumer.resume(assigned)  # librdkafka remembers that one was paused when it was given up
 
     def _score(self, runs: dict[int, list[Any]]) -> Outcome:
         now = time.monotonic()

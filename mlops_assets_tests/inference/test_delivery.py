@@ -24,7 +24,6 @@ class FakeProducer:
         self.gate = threading.Event()
         self.gate.set()
         self.changed = threading.Condition()
-        self.member: str | None = "a member's metadata"
 
     def begin_transaction(self) -> None:
         with self.changed:
@@ -34,9 +33,6 @@ class FakeProducer:
         self.transactions[-1].append(key)
 
     def send_offsets_to_transaction(self, _offsets: Any, _group: Any, _seconds: float) -> None:
-        pass
-
-    def abort_transaction(self, _seconds: float) -> None:
         pass
 
     def commit_transaction(self, _seconds: float) -> None:
@@ -67,8 +63,7 @@ def delivery(producer: FakeProducer) -> Delivery:
         "TRANSACTION_TIMEOUT_MS": "60000",
     }
     settings = Settings.from_environment(env)
-    keep: Callable[[Any], None] = lambda _: None  # noqa: E731
-    return Delivery(producer, lambda: producer.member, settings, Metrics("1", "none"), keep)  # type: ignore[arg-type]
+    return Delivery(producer, settings, Metrics("1", "none"), lambda _: None)  # type: ignore[arg-type]
 
 
 def batch(number: int) -> Outcome:
@@ -101,31 +96,3 @@ def test_a_transaction_grows_while_there_is_a_backlog(producer: FakeProducer, de
         threading.Event().wait(0.05)
     producer.until(lambda: bool(producer.committed))
     assert producer.committed == [[b"1", b"2", b"3"]]
-
-
-def test_nothing_is_committed_for_no_member_and_all_of_it_once_it_is_one_again(
-    producer: FakeProducer, delivery: Delivery
-) -> None:
-    """Kafka would take such offsets, also of partitions that are another worker's by now."""
-    producer.member = None
-    delivery.put(batch(1))
-    threading.Event().wait(0.4)
-    assert producer.committed == []
-    producer.member = "another"
-    delivery.drain(5)
-    assert producer.committed == [[b"1"]]
-
-
-@pytest.mark.parametrize("end", [Delivery.discard, Delivery.close])
-def test_what_was_lost_while_it_waited_is_not_committed(
-    producer: FakeProducer, delivery: Delivery, end: Callable[[Delivery], None]
-) -> None:
-    producer.member = None
-    delivery.put(batch(1))
-    threading.Event().wait(0.2)
-    end(delivery)
-    producer.member = "another"
-    delivery.put(batch(2))
-    producer.until(lambda: producer.committed == ([[b"2"]] if end is Delivery.discard else []))
-    threading.Event().wait(0.3)
-    assert producer.committed == ([[b"2"]] if end is Delivery.discard else [])

