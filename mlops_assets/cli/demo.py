@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,15 +156,16 @@ def await_champion(systems: Mapping[str, Any], console: Console) -> bool:
     raise click.ClickException(f"the fleet does not serve model {champion.model_version}: {why}")
 
 
-def follow(server: DagsterServer, run_id: str) -> None:
-    """Waits for a run to end well."""
-    while (state := server.run(run_id))["status"] not in ENDED:
+def follow(server: DagsterServer, run_id: str, show: Callable[..., object] | None = None) -> None:
+    """Waits for a run to end well; `show` is told `completed` and `total` steps. Raises ClickException."""
+    while True:
+        state = server.run(run_id)
+        if show:
+            done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
+            show(completed=done, total=len(state["executionPlan"]["steps"]))
+        if state["status"] in ENDED:
+            break
         time.sleep(POLL_SECONDS)
-    must_have_succeeded(server, state)
-
-
-def must_have_succeeded(server: DagsterServer, state: Mapping[str, Any]) -> None:
-    """Raises ClickException, with what failed, if a run that has ended did not succeed."""
     if state["status"] != "SUCCESS":
         raise click.ClickException("\n".join([f"the run ended as {state['status']}", *server.failures()]))
 
@@ -201,11 +203,7 @@ def run_days(server: DagsterServer, days: list[str], console: Console) -> None:
         for first, last in stretches(days):
             bar = progress.add_task(first if first == last else f"{first} to {last}", total=None)
             run = server.launch_job("daily_graph", first, last)
-            while (state := server.run(run))["status"] not in ENDED:
-                done = sum(step["status"] == "SUCCESS" for step in state["stepStats"])
-                progress.update(bar, completed=done, total=len(state["executionPlan"]["steps"]))
-                time.sleep(POLL_SECONDS)
-            must_have_succeeded(server, state)
+            follow(server, run, partial(progress.update, bar))
 
 
 def stretches(days: list[str]) -> list[tuple[str, str]]:
