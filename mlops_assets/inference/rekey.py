@@ -22,7 +22,6 @@ from confluent_kafka import Consumer, TopicPartition
 
 from mlops_assets.inference import probes
 from mlops_assets.inference.config import ConfigError, Settings
-from mlops_assets.inference.connection import ServiceError
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.outcome import LARGE_BYTES, Outcome
 from mlops_assets.inference.partition import Partition
@@ -144,10 +143,8 @@ class Rekeyer(Worker[Source]):
     def _score(self, runs: dict[int, list[Any]]) -> Outcome:
         now = time.monotonic()
         for number, messages in runs.items():
-            source = self._partitions[number]
-            if messages[0].offset() < source.position:
-                raise ServiceError(f"partition {number} went back while it was read: its log was cut or made anew")
-            source.put(messages, now)
+            self._must_go_on(number, messages[0].offset())
+            self._partitions[number].put(messages, now)
         until = until_when(list(self._partitions.values()), now, self._settings.rekey_linger)
         lines = list[Line]()
         offsets, written = list[TopicPartition](), list[tuple[float, int]]()

@@ -12,7 +12,6 @@ from typing import Any, Final
 from confluent_kafka import Message
 
 from mlops_assets.inference.config import Settings
-from mlops_assets.inference.connection import ServiceError
 from mlops_assets.inference.metrics import Metrics
 from mlops_assets.inference.model import Model
 from mlops_assets.inference.outcome import DeadLetter, Outcome
@@ -41,11 +40,7 @@ class Service(Worker[Partition]):
         outcome, todo = Outcome([], [], [], []), []
         for number, run in runs.items():
             partition, first = self._partitions[number], 0
-            if run[0].offset() < partition.position:
-                went = f"from offset {partition.position} to {run[0].offset()}"
-                raise ServiceError(
-                    f"partition {number} went back {went} while it was read: its log was cut or made anew"
-                )
+            self._must_go_on(number, run[0].offset())
             if run[0].offset() < partition.first:
                 first = sum(message.offset() < partition.first for message in run)
                 self.metrics.replayed.inc(first)

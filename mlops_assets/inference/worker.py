@@ -181,6 +181,13 @@ class Worker(ABC, Generic[Part]):
     def _own(self, begun: Partition) -> Part:
         """A partition that begins."""
 
+    def _must_go_on(self, number: int, offset: int) -> None:
+        """Raises ServiceError if a partition is read again from before where it was: clicks would be answered twice."""
+        position = self._partitions[number].position
+        if offset < position:
+            went = f"from offset {position} to {offset}"
+            raise ServiceError(f"partition {number} went back {went} while it was read: its log was cut or made anew")
+
     def _holds(self) -> bool:
         """Whether something is held that may go on without more messages."""
         return False
